@@ -1,0 +1,44 @@
+# Everything sets itself up: a virtual environment in .venv, made once and renewed when the dependencies change.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test check format lint types docs bench
+
+demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
+	$(BIN)/lossdoctor demo $(ARGS)
+
+test: $(VENV)/.dev  ## the whole test suite, one full demo included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format lint types docs test  ## everything that must be green before a change lands
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build
+
+bench: $(VENV)/.dev  ## overhead, as ratios in one interleaved run; writes docs/overhead.md
+	$(BIN)/python benchmarks/overhead.py --write docs/overhead.md
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lossdoctor needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The development environment contains everything the demo needs.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@test $(VENV)/.dev -nt pyproject.toml || $(BIN)/pip install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,78 @@
+"""Is each loss of your training run really working? Measure, diagnose, confirm, treat.
+
+    import lossdoctor as ld
+
+Public names are loaded when first used: reading a run needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossdoctor import losses as losses
+    from lossdoctor import metrics as metrics
+    from lossdoctor import sinks as sinks
+    from lossdoctor.doctor import Doctor as Doctor
+    from lossdoctor.probe.observe import condition as condition
+    from lossdoctor.probe.observe import distill as distill
+    from lossdoctor.probe.observe import flow as flow
+    from lossdoctor.probe.observe import knob as knob
+    from lossdoctor.probe.observe import log as log
+    from lossdoctor.probe.observe import posterior as posterior
+    from lossdoctor.probe.observe import seed_everything as seed_everything
+    from lossdoctor.record import Record as Record
+    from lossdoctor.record import Series as Series
+    from lossdoctor.store import Run as Run
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "Doctor": "lossdoctor.doctor",
+    "Record": "lossdoctor.record",
+    "Run": "lossdoctor.store",
+    "Series": "lossdoctor.record",
+    "condition": "lossdoctor.probe.observe",
+    "distill": "lossdoctor.probe.observe",
+    "knob": "lossdoctor.probe.observe",
+    "log": "lossdoctor.probe.observe",
+    "posterior": "lossdoctor.probe.observe",
+    "seed_everything": "lossdoctor.probe.observe",
+}
+_PARTS = ("flow", "losses", "metrics", "sinks")
+__all__ = sorted([*_HOME, *_PARTS])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module 'lossdoctor' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Flow(types.ModuleType):
+    """`lossdoctor.flow` is the mathematics of flows, and called, it hands one batch to the doctor."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        from lossdoctor.probe.observe import flow
+
+        flow(*args, **kwargs)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds the subpackage here, over the function of the same name.
+        if name == "flow" and isinstance(value, types.ModuleType):
+            value.__class__ = _Flow
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

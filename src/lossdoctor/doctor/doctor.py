@@ -1,0 +1,424 @@
+"""The Doctor of one run: asks the probe, lets the metrics count, hands the numbers to the store and the sinks.
+
+One optimizer step goes: `flow`/`posterior`/`distill`/`log` and `backward`, any number of times; then every optimizer
+steps, seen through its hooks; the last one closes the record. A step that is not due leaves only its loss values,
+detached and on their device, until the next due record takes them along in its single copy to the host.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossdoctor import metrics
+from lossdoctor.doctor.examination import Examination, Patient, owner_of, randomness
+from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.kinds import checked_kinds
+from lossdoctor.metrics.reading import Maybe, to_host
+from lossdoctor.probe import neutrality, observe
+from lossdoctor.probe.parameters import check_heads, unwrapped
+from lossdoctor.probe.pending import Pending, by_step
+from lossdoctor.probe.schedule import Schedule, schedule
+from lossdoctor.probe.snapshot import FlowBatch, Velocity
+from lossdoctor.probe.updates import shadow_watch
+from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
+from lossdoctor.record import Record
+from lossdoctor.sinks import Sink
+from lossdoctor.store import Run
+from lossdoctor.store.provenance import provenance
+
+T = TypeVar("T")
+Readings = dict[str, "Tensor | Maybe"]
+
+_LINEARITY = "linearity error"
+_GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
+_STEPS = (8, 16, 32, 64)
+_ROLLOUT_SECONDS = 30.0
+
+
+class Doctor:
+    """Measures one training run without changing it by one bit.
+
+    model, optimizer: what is trained; one optimizer or a sequence. run: folder of the run, None keeps it in memory.
+    heads: name to module, reported one by one. teacher, ema: modules that follow the model slowly, audited if given.
+    kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
+    optimizer steps are measured in full, an int or a schedule. sinks: other trackers that get every record. gradients:
+    "exact" per-loss gradients, "off" for none; "auto" chooses. strict: raise instead of recording a failure (tests).
+    resume: continue a run whose folder exists. meta: anything JSON can hold, kept in meta.json.
+
+    Raises UsageError for heads, kinds or schedules that cannot be, RunExistsError when the folder holds another run. A
+    folder that cannot be written gives one warning, and the records stay in memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        run: str | Path | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        teacher: nn.Module | None = None,
+        ema: nn.Module | None = None,
+        kinds: Mapping[str, str] | None = None,
+        every: int | Callable[[int], bool] | Schedule = 50,
+        sinks: Sequence[Sink] = (),
+        gradients: str = "auto",
+        strict: bool = False,
+        resume: bool = False,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._patient = Patient(
+            model=model,
+            optimizers=_optimizers(optimizer),
+            heads=check_heads(model, heads or {}),
+            modules=[m for m in (model, *(heads or {}).values(), teacher, ema) if m is not None],
+            ema=shadow_watch("ema", ema, model),
+            teacher=shadow_watch("teacher", teacher, model),
+            kinds=checked_kinds(kinds or {}),
+        )
+        self.ret: dict[str, float] = {}
+        if gradients not in ("auto", "exact", "off"):
+            raise UsageError(
+                mismatch("gradients= names a mode", "'auto', 'exact' or 'off'", repr(gradients), "use gradients='auto'")
+            )
+        self._schedule = schedule(every)
+        self._weights: Mapping[str, float | Tensor] = {}
+        self._pending = Pending()
+        self._last_flow: FlowBatch | None = None
+        self._rolled_out = False
+        self._closed = False
+        self._stepped: frozenset[int] = frozenset()
+        self._owed: frozenset[int] = frozenset()
+        self._turns = 0
+        self._out = Outlet(run, {**self._facts(), **(meta or {})}, sinks, resume=resume, strict=strict)
+        if gradients == "off":
+            self._out.off.add("gradients")
+        self._begin_step()
+        self._hooks = [
+            hook
+            for one in self._patient.optimizers
+            for hook in (
+                one.register_step_pre_hook(self._before_step),
+                one.register_step_post_hook(self._after_step),
+            )
+        ]
+        observe.activate(self)
+        atexit.register(self._at_exit)
+
+    # What the user hands in
+
+    def flow(
+        self,
+        v_pred: Tensor,
+        v_target: Tensor,
+        t: Tensor | float,
+        *,
+        x_t: Tensor | None = None,
+        z0: Tensor | None = None,
+        z1: Tensor | None = None,
+        cond: Any = None,
+        velocity: Velocity | None = None,
+        t_source: float = 0.0,
+    ) -> None:
+        """As `lossdoctor.flow`."""
+        if (examination := self._listening("velocity")) is not None:
+            with self._out.guard("velocity"):
+                ends = {"x_t": x_t, "z0": z0, "z1": z1}
+                metrics.velocity.check(v_pred, v_target, t, **ends, t_source=t_source)
+                if self._out.step == 0:
+                    metrics.velocity.check_times(torch.as_tensor(t))
+                examination.capture.add_flow(
+                    v_pred, v_target, t, **ends, cond=cond, velocity=velocity, t_source=t_source
+                )
+
+    def posterior(
+        self, mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None
+    ) -> None:
+        """As `lossdoctor.posterior`."""
+        if (examination := self._listening("posterior")) is not None:
+            with self._out.guard("posterior"):
+                metrics.posterior.check(mu, logvar, z=z)
+                examination.capture.add_posterior(mu, logvar, z, kl)
+
+    def distill(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        teacher_temp: float | Tensor,
+        student_temp: float | Tensor,
+        center: Tensor | None = None,
+    ) -> None:
+        """As `lossdoctor.distill`."""
+        if (examination := self._listening("distillation")) is not None:
+            with self._out.guard("distillation"):
+                metrics.distillation.check(teacher_logits, student_logits, center=center)
+                settings = {"teacher_temp": teacher_temp, "student_temp": student_temp, "center": center}
+                examination.capture.add_distill(teacher_logits, student_logits, **settings)
+
+    def log(self, values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor | float) -> None:
+        """As `lossdoctor.log`."""
+        if not self._closed:
+            self._new_step_if_stepped()
+            for name, value in {**(values or {}), **scalars}.items():
+                self._pending.add(self._out.step, name, value)
+
+    def knob(self, name: str, value: T) -> T:
+        """As `lossdoctor.knob`."""
+        if not self._closed:
+            self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
+        return value
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor | float | None],
+        weights: Mapping[str, float | Tensor] | None = None,
+        *,
+        backward: Callable[[Tensor], object] | None = None,
+        scaler: Any = None,
+    ) -> Tensor:
+        """One ordinary backward of sum_i w_i L_i; on a due step the gradient of each loss is measured before it.
+
+        losses: name to loss; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with
+        the total instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per
+        optimizer step. Returns the weighted total, detached, 0-d.
+        Raises UsageError for weights of unknown losses, and when there is no loss at all.
+        """
+        given = named_losses(losses)
+        factors = named_weights(losses, given, weights or {})
+        total = weighted_total(given, factors)
+        examination = None
+        if not self._closed:
+            self._new_step_if_stepped()
+            for name, loss in given.items():
+                self._pending.add(self._out.step, f"loss/{name}", loss)
+            self._pending.add(self._out.step, "loss/total", total)
+            self._weights = factors
+            examination = self._examination
+        if examination is not None:
+            examination.before_backward(given, factors, backward, scaler)
+        if backward is not None:
+            backward(total)
+        else:
+            (total if scaler is None else scaler.scale(total)).backward()
+        if examination is not None:
+            examination.after_backward()
+        return total.detach()
+
+    def endpoint(  # noqa: PLR0917 - the order is public
+        self,
+        z0: Tensor,
+        z1: Tensor,
+        velocity: Velocity,
+        cond: Any = None,
+        steps: Sequence[int] = _STEPS,
+        solver: str = "euler",
+        t_source: float = 0.0,
+    ) -> dict[str, float]:
+        """Integrate the field from z0 in evaluation mode and record how well it ends; see the endpoint metrics.
+
+        z0, z1: (B, ...), the source and the target end. velocity: called velocity(x, t, cond), with t shaped as in the
+        last `flow` call, (B,) without one. Returns the metrics of this call, recorded at the current step.
+        """
+        values: dict[str, float] = {}
+        if self._closed or "endpoint" in self._out.off:
+            return values
+        self._rolled_out = True
+        with self._out.guard("endpoint"):
+            modules = [*self._patient.modules, *owner_of(velocity)]
+            with (
+                neutrality.same_randomness(z0.device),
+                neutrality.same_buffers(modules),
+                neutrality.evaluation(modules),
+                torch.no_grad(),
+            ):
+                readings = metrics.endpoint.measure.deferred(
+                    z0.detach(),
+                    z1.detach(),
+                    velocity,
+                    cond,
+                    steps=tuple(steps),
+                    solver=solver,
+                    t_source=t_source,
+                    t_ndim=1 if self._last_flow is None else self._last_flow.t_like.ndim,
+                    generator=randomness(self._out.step, z0.device),
+                )
+            values = to_host(readings)
+            self._out.deliver([Record(self._out.step, values)])
+            self._out.describe(endpoint={"solver": solver, "steps": list(steps), "samples": len(z0)})
+            self.ret = {**self.ret, **values}
+        return values
+
+    # Reading and ending
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps."""
+        return self._out.step
+
+    @property
+    def run(self) -> Run:
+        """Everything recorded so far."""
+        return self._out.run
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on counting."""
+        return {"step": self._out.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the step of a checkpoint."""
+        self._out.step = int(state["step"])
+        self._begin_step()
+
+    def close(self, *, rollout: bool = True) -> None:
+        """Write what is pending, close run and sinks, remove the hooks. Training may go on unobserved.
+
+        rollout: when `endpoint` was never called and `flow` got both ends and the velocity, integrate the last measured
+        batch once, unless that would take longer than half a minute.
+        """
+        if self._closed:
+            return
+        if rollout and not self._rolled_out:
+            with self._out.guard("endpoint"):
+                self._roll_out_last_batch()
+        with self._out.guard("record"):
+            self._out.deliver(self._records(None))
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        observe.deactivate(self)
+        for hook in self._hooks:
+            hook.remove()
+        self._out.close()
+
+    def __enter__(self) -> Doctor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._out.event("stopped", error=repr(error))
+        self.close(rollout=error is None)
+
+    def _at_exit(self) -> None:
+        # A script that ended by an error is not made to wait for a rollout.
+        self.close(rollout=getattr(sys, "last_value", None) is None)
+
+    def _facts(self) -> dict[str, Any]:
+        """What meta.json says of this run from the start."""
+        patient = self._patient
+        return {
+            **provenance(),
+            "model": type(unwrapped(patient.model)).__name__,
+            "parameters": sum(p.numel() for p in patient.model.parameters()),
+            "optimizers": [type(optimizer).__name__ for optimizer in patient.optimizers],
+            "heads": sorted(patient.heads),
+            "kinds": dict(patient.kinds),
+            "schedule": repr(self._schedule),
+        }
+
+    # One step
+
+    def _begin_step(self, *, due: bool | None = None) -> None:
+        due = self._schedule.due(self._out.step) if due is None else due
+        self._examination = Examination(self._patient, self._out) if due else None
+
+    def _new_step_if_stepped(self) -> None:
+        """Some optimizers stepped and others sit this step out: the next sign of life belongs to a new step."""
+        if self._stepped:
+            self._close_step()
+
+    def _listening(self, what: str) -> Examination | None:
+        """The examination that wants tensors of this kind now; tensors of an evaluation (no_grad) are not for it."""
+        if self._closed:
+            return None
+        self._new_step_if_stepped()
+        return self._examination if what not in self._out.off and torch.is_grad_enabled() else None
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._examination is not None and not self._closed:
+            with self._out.guard("record"):
+                self._settle(self._examination)
+            self._examination.before_step(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._closed:
+            return
+        if self._examination is not None:
+            self._examination.after_step(optimizer)
+        self._stepped |= {id(optimizer)}
+        if len(self._stepped) == len(self._patient.optimizers):
+            self._close_step()
+
+    def _settle(self, examination: Examination) -> None:
+        examination.settle(self._pending.at(self._out.step, "loss/"), self._weights)
+
+    def _close_step(self) -> None:
+        """End the step: one copy to the host when it was due, nothing otherwise."""
+        if self._examination is not None:
+            with self._out.guard("record"):
+                self._settle(self._examination)
+                self._out.deliver(self._records(self._examination))
+            if (snapshot := self._examination.snapshot) and snapshot.flow:
+                self._last_flow = snapshot.flow
+        # Optimizers that take turns: after a due step the others get a measured step too, once.
+        if self._schedule.due(self._out.step):
+            self._owed, self._turns = frozenset(map(id, self._patient.optimizers)), len(self._patient.optimizers)
+        self._owed -= self._stepped
+        self._turns -= 1
+        self._out.step += 1
+        self._stepped = frozenset()
+        self._begin_step(due=self._schedule.due(self._out.step) or (bool(self._owed) and self._turns > 0))
+        if self._examination is not None and "steps" not in self._out.off:
+            with self._out.guard("steps"):
+                self._patient.arm()
+
+    def _records(self, examination: Examination | None) -> list[Record]:
+        """Pending scalars and the readings of a due step, through one copy to the host, one record per step."""
+        readings = examination.finish() if examination else {}
+        tensors, numbers = self._pending.drain()
+        host = to_host({**tensors, **{(None, name): reading for name, reading in readings.items()}})
+        measured = {key[1]: host.pop(key) for key in list(host) if key[0] is None}
+        steps = by_step([*host.items(), *numbers.items()])
+        now = self._out.step
+        if examination is not None:
+            steps[now] = self.ret = {**steps.get(now, {}), **examination.learned(measured)}
+        return [Record(s, dict(values), full=bool(examination) and s == now) for s, values in sorted(steps.items())]
+
+    def _roll_out_last_batch(self) -> None:
+        batch = self._last_flow
+        if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
+            return
+        modules, calls = [*self._patient.modules, *owner_of(batch.velocity)], 3 * sum(_STEPS) + 8 * max(_STEPS)
+        with neutrality.undisturbed(modules, None), neutrality.evaluation(modules):
+            started = time.perf_counter()
+            float(batch.velocity(batch.z0, batch.t_like, batch.cond).sum())
+            seconds = calls * (time.perf_counter() - started)
+        if seconds > _ROLLOUT_SECONDS:
+            self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
+            return
+        self.endpoint(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)
+
+
+def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    found = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not found or not all(isinstance(one, Optimizer) for one in found):
+        raise UsageError(
+            mismatch(
+                "Doctor watches optimizers",
+                "a torch.optim.Optimizer or a sequence of them",
+                ", ".join(type(one).__name__ for one in found) or "an empty sequence",
+                "Doctor(model, optimizer)",
+            )
+        )
+    return found

@@ -1,0 +1,204 @@
+"""One due step, from the first tensor handed in to the readings: probe and metrics put together."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossdoctor import metrics
+from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.kinds import guess_kind
+from lossdoctor.metrics.reading import Maybe
+from lossdoctor.probe import neutrality
+from lossdoctor.probe.capture import Capture
+from lossdoctor.probe.ledger import Ledger, Linearity
+from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.snapshot import Gradients, Snapshot
+from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
+
+T = TypeVar("T")
+Readings = dict[str, "Tensor | Maybe"]
+
+_LINEARITY = "linearity error"
+_GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is examined, the same for every step."""
+
+    model: nn.Module
+    optimizers: tuple[Optimizer, ...]
+    heads: Mapping[str, nn.Module]
+    modules: Sequence[nn.Module]
+    ema: ShadowWatch | None
+    teacher: ShadowWatch | None
+    kinds: Mapping[str, str]
+    linearity: Linearity = field(default_factory=Linearity)
+
+    def kind(self, loss: str) -> str:
+        """What a loss means: "distill", "kl", "velocity" or "other"."""
+        return self.kinds.get(loss) or guess_kind(loss)
+
+    def of_kind(self, kind: str, values: Mapping[str, T]) -> T | None:
+        """The value of the one loss of this kind; None when there is none, or several."""
+        found = [value for name, value in values.items() if self.kind(name) == kind]
+        return found[0] if len(found) == 1 else None
+
+    def parameters(self) -> ParameterMap:
+        """The trainable parameters as they are now."""
+        return parameter_map(self.model, self.heads, self.optimizers)
+
+    def arm(self) -> None:
+        """Remember the slow copies before their next update."""
+        for watch in (self.ema, self.teacher):
+            if watch is not None:
+                watch.arm()
+
+
+@dataclass(slots=True)
+class Examination:
+    """One due step. Every part is guarded on its own: one that fails is switched off and the others go on."""
+
+    patient: Patient
+    out: Outlet
+    capture: Capture = field(default_factory=Capture)
+    snapshot: Snapshot | None = None
+    readings: Readings = field(default_factory=dict)
+    _ledger: Ledger | None = None
+    _watch: UpdateWatch | None = None
+    _witness: nn.Parameter | None = None
+
+    def before_backward(
+        self,
+        losses: Mapping[str, Tensor],
+        weights: Mapping[str, float | Tensor],
+        backward: Callable[[Tensor], object] | None,
+        scaler: Any,
+    ) -> None:
+        """The extra passes, while the graph is there."""
+        if "gradients" in self.out.off:
+            return
+        with self.out.guard("gradients"):
+            if self._witness is not None and self._witness.grad is None:
+                # The last gradients are gone and nothing stepped: GradScaler skipped a step. Only this batch counts.
+                self.capture, self._ledger = self.capture.latest(), None
+            if self._ledger is None:
+                self._ledger = Ledger(self.patient.parameters(), self.patient.linearity)
+            velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
+            one = torch.ones((), device=next(iter(losses.values())).device)
+            self._ledger.observe(
+                losses,
+                {name: float(weight) for name, weight in weights.items()},
+                modules=self.patient.modules,
+                scale=None if scaler is None else scaler.scale(one),
+                foreign_backward=backward is not None,
+                z1=self.capture.z1,
+                z1_loss=velocities[0] if velocities else None,
+            )
+            return
+        self._ledger = None
+
+    def after_backward(self) -> None:
+        """The total gradient, before clipping can change it."""
+        if self._ledger is not None:
+            with self.out.guard("gradients"):
+                self._ledger.after_backward()
+                self._witness = next((p for p in self._ledger.where.parameters if p.grad is not None), None)
+
+    def settle(self, losses: Mapping[str, Tensor | float], weights: Mapping[str, float | Tensor]) -> None:
+        """Measure, once, everything that needs the parameters as they were in this step's forward."""
+        if self.snapshot is not None:
+            return
+        gradients: Gradients | None = None
+        source = None
+        if self._ledger is not None:
+            with self.out.guard("gradients"):
+                gradients, error = self._ledger.settle()
+                source = self._ledger.source(self.capture.z1)
+                if error is not None:
+                    self.readings[_LINEARITY] = error
+        flow = self.capture.flow()
+        owner = owner_of(flow.velocity) if flow else []
+        modules = [*self.patient.modules, *owner]
+        if flow is not None:
+            samples = len(flow.v_pred)
+            self.out.tell("probes", "samples", metrics.probes.sub_batch(samples))
+            self.out.tell("probes", "batch", samples)
+        self.snapshot = Snapshot(
+            randomness=functools.partial(randomness, self.out.step),
+            undisturbed=lambda: neutrality.undisturbed(modules, self.capture.autocast),
+            batch_coupled=neutrality.batch_coupled(modules),
+            stochastic=neutrality.stochastic(modules),
+            flow=flow,
+            posterior=self.capture.posterior(),
+            distill=self.capture.distill(),
+            gradients=gradients,
+            source=source,
+            kl_weight=self.patient.of_kind("kl", weights),
+            distill_loss=self.patient.of_kind("distill", losses),
+            ema=self.patient.ema.settle() if self.patient.ema else None,
+            teacher=self.patient.teacher.settle() if self.patient.teacher else None,
+        )
+        self._measure(metrics.BEFORE_STEP)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Remember what the optimizer is about to change."""
+        with self.out.guard("steps"):
+            if self._watch is None:
+                where = self._ledger.where if self._ledger else self.patient.parameters()
+                self._watch = UpdateWatch(where, self.patient.heads)
+            self._watch.before_step(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """See what it changed."""
+        if self._watch is not None:
+            with self.out.guard("steps"):
+                self._watch.after_step(optimizer)
+
+    def finish(self) -> Readings:
+        """All readings of the step, still on their device."""
+        if self._watch is not None and self.snapshot is not None:
+            with self.out.guard("steps"):
+                updates = self._watch.settle(self._ledger, self.snapshot.gradients)
+                self.snapshot = replace(self.snapshot, updates=updates)
+        self._measure(metrics.AFTER_STEP)
+        return self.readings
+
+    def learned(self, measured: dict[str, float]) -> dict[str, float]:
+        """The same numbers on the host, after the next due step has been planned with them."""
+        error = measured.pop(_LINEARITY, None)
+        if self._ledger is None:
+            return measured
+        if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):
+            # GradScaler will skip this step and lower its scale: an overflow here is how it works.
+            measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
+        norms = {name: measured.get(f"grad/{name}", math.nan) for name in self._ledger.losses}
+        self.patient.linearity.learn(self._ledger, {n: v for n, v in norms.items() if math.isfinite(v)}, error)
+        for name in self._ledger.losses:
+            self.out.tell("losses", name, self.patient.kind(name))
+        return measured
+
+    def _measure(self, families: Mapping[str, metrics.Family]) -> None:
+        for name, family in families.items():
+            if name not in self.out.off and self.snapshot is not None:
+                with self.out.guard(name):
+                    self.readings.update(family(self.snapshot))
+
+
+def randomness(step: int, device: torch.device) -> torch.Generator:
+    """Private randomness, the same for the same step whatever happened before."""
+    return torch.Generator(device=device).manual_seed(1_000_003 * (step + 1))
+
+
+def owner_of(function: object) -> list[nn.Module]:
+    """The module a velocity function belongs to, so that its buffers and modes are kept too."""
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return [owner] if isinstance(owner, nn.Module) else []

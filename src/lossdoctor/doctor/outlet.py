@@ -1,0 +1,104 @@
+"""Where numbers and troubles go: the run, the sinks, and one warning for everything that is no longer measured."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lossdoctor.errors import LossDoctorWarning, RunWriteError, UsageError
+from lossdoctor.record import Record
+from lossdoctor.sinks import Background, Sink
+from lossdoctor.store import MemoryWriter, Run, RunWriter
+
+
+class Outlet:
+    """The run folder (or memory) and the sinks of one Doctor, and its policy for failures.
+
+    Training goes on whatever happens: a failing measurement is recorded as an event, warned about once and switched off
+    (`off`); a folder that cannot be written leaves the records in memory; a failing sink is closed. strict raises
+    instead. Wrong use (UsageError) raises too until the first step is complete: nothing is lost yet, and the person who
+    can mend it is still there.
+    """
+
+    def __init__(
+        self, run: str | Path | None, meta: Mapping[str, Any], sinks: Sequence[Sink], *, resume: bool, strict: bool
+    ) -> None:
+        self.step = 0
+        self.strict = strict
+        self.off: set[str] = set()
+        self._told: dict[str, dict[str, Any]] = {}
+        self._writer = self._open(run, meta, resume)
+        self._sinks = [Background(sink, on_failure=self._sink_failed) for sink in sinks]
+        for sink in self._sinks:
+            sink.open(self._writer.run().meta)
+
+    def _open(self, run: str | Path | None, meta: Mapping[str, Any], resume: bool) -> RunWriter | MemoryWriter:
+        if run is not None:
+            try:
+                return RunWriter(run, meta, resume=resume, on_failure=self._store_failed)
+            except RunWriteError as error:
+                if self.strict:
+                    raise
+                self._store_failed(error)
+        return MemoryWriter(meta)
+
+    @property
+    def run(self) -> Run:
+        """Everything recorded so far."""
+        return self._writer.run()
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """Hand records to the run and to every sink; never waits for a disk or a network."""
+        if records:
+            self._writer.append(records)
+            for sink in self._sinks:
+                sink.write(records)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Record that something happened, at the current step."""
+        event = self._writer.event(kind, step=self.step, **fields)
+        for sink in self._sinks:
+            sink.event(event)
+
+    def tell(self, part: str, name: str, value: object) -> None:
+        """Note a fact in meta.json the first time it is known."""
+        known = self._told.setdefault(part, {})
+        if name not in known:
+            known[name] = value
+            self._writer.update_meta(**{part: dict(known)})
+
+    def describe(self, **fields: Any) -> None:
+        """Put fields into meta.json."""
+        self._writer.update_meta(**fields)
+
+    @contextlib.contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """The policy above, for one measurement."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict or (isinstance(error, UsageError) and self.step == 0):
+                raise
+            self.off.add(what)
+            self.event("failure", measurement=what, error=f"{type(error).__name__}: {error}")
+            _warn(f"{what} is no longer measured, training goes on. Step {self.step}, {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Flush and close sinks and run."""
+        for sink in self._sinks:
+            sink.close()
+        self._writer.close()
+
+    def _sink_failed(self, name: str, error: BaseException) -> None:
+        self._writer.event("failure", step=self.step, measurement=f"sink {name}", error=repr(error))
+        _warn(f"sink {name} failed and is switched off, training goes on: {error!r}")
+
+    def _store_failed(self, error: BaseException) -> None:
+        _warn(f"the run can no longer be written, training goes on and records stay in memory: {error}")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"lossdoctor: {text}", LossDoctorWarning, stacklevel=3)

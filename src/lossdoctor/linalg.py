@@ -1,0 +1,140 @@
+"""Inner products of very long vectors that lie in pieces: gradients over all parameters of a model.
+
+Everything is accumulated from chunks, so that nothing the size of the model is allocated, with float64 between chunks.
+`torch.dot` is used rather than a matrix product because products may run in TF32 or bfloat16 by a global setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Pieces = Sequence["Tensor | None"]
+"""One long vector: piece p is a tensor of any shape, or None where it is zero."""
+
+
+def _chunk_size(device: torch.device) -> int:
+    # Small enough for float32 accumulation on a CPU (2^18 elements: about 1e-6), large enough to keep a GPU busy.
+    return 2**18 if device.type == "cpu" else 2**24
+
+
+def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    if piece.is_sparse:
+        piece = piece.coalesce().to_dense()
+    if piece.is_complex():
+        piece = torch.view_as_real(piece)
+    return piece.detach().reshape(-1).to(dtype)
+
+
+def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
+    """Cut all rows at the same places; a row that is zero in a whole chunk is None there."""
+    waiting: list[list[Tensor | None]] = []
+    waiting_size = 0
+
+    def emit() -> list[Tensor | None]:
+        sizes = [next(part.numel() for part in parts if part is not None) for parts in waiting]
+        chunk: list[Tensor | None] = []
+        for r in range(len(rows)):
+            parts = [column[r] for column in waiting]
+            some = next((part for part in parts if part is not None), None)
+            if some is None:
+                chunk.append(None)
+            elif len(parts) == 1:
+                chunk.append(some)
+            else:
+                filled = [
+                    part if part is not None else some.new_zeros(size) for part, size in zip(parts, sizes, strict=True)
+                ]
+                chunk.append(torch.cat(filled))
+        return chunk
+
+    for column in zip(*rows, strict=True):
+        present = [piece for piece in column if piece is not None]
+        if not present:
+            continue
+        wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in present)
+        dtype = torch.float64 if wide else torch.float32
+        limit = _chunk_size(present[0].device)
+        flat = [None if piece is None else _flat(piece, dtype) for piece in column]
+        size = next(part.numel() for part in flat if part is not None)
+        same_place = not waiting or _kin(waiting[0]) == (dtype, present[0].device)
+        if waiting and (waiting_size + size > limit or not same_place):
+            yield emit()
+            waiting, waiting_size = [], 0
+        if size > limit:
+            for start in range(0, size, limit):
+                yield [None if part is None else part[start : start + limit] for part in flat]
+        elif size:
+            waiting.append(flat)
+            waiting_size += size
+    if waiting:
+        yield emit()
+
+
+def _kin(column: Sequence[Tensor | None]) -> tuple[torch.dtype, torch.device]:
+    some = next(part for part in column if part is not None)
+    return some.dtype, some.device
+
+
+def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -> Tensor:
+    """Inner products of R vectors, and of linear combinations of them.
+
+    rows: R vectors, each cut into the same pieces. combinations: C lists of R coefficients; combination c stands for
+    sum_r c_r row_r and is formed chunk by chunk, so that cancellation happens between vectors, not between products.
+    Returns (R + C, R + C), float64, on the device of the pieces (CPU when every piece is None).
+    """
+    total = len(rows) + len(combinations)
+    device = next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
+    terms: dict[tuple[int, int], list[Tensor]] = {}
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for chunk in _chunks(rows):
+            vectors = [*chunk, *(_combine(chunk, coefficients) for coefficients in combinations)]
+            for i in range(total):
+                for j in range(i, total):
+                    a, b = vectors[i], vectors[j]
+                    if a is not None and b is not None:
+                        terms.setdefault((i, j), []).append(torch.dot(a, b).double())
+        result = torch.zeros(total, total, dtype=torch.float64, device=device)
+        if terms:
+            sums = torch.stack([torch.stack([t.to(device) for t in parts]).sum() for parts in terms.values()])
+            left, right = (torch.tensor(index, device=device) for index in zip(*terms, strict=True))
+            result[left, right] = sums
+            result[right, left] = sums
+    return result
+
+
+def _combine(chunk: Sequence[Tensor | None], coefficients: Sequence[float]) -> Tensor | None:
+    combined: Tensor | None = None
+    for part, coefficient in zip(chunk, coefficients, strict=True):
+        if part is None or coefficient == 0.0:
+            continue
+        combined = part * coefficient if combined is None else combined.add_(part, alpha=coefficient)
+    return combined
+
+
+def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:
+    """<row_r, vector> for each of R rows cut into the same pieces as `vector`. Returns (R,), float64."""
+    device = next((piece.device for piece in vector if piece is not None), torch.device("cpu"))
+    terms: list[list[Tensor]] = [[] for _ in rows]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for *parts, other in _chunks([*rows, vector]):
+            for r, part in enumerate(parts):
+                if part is not None and other is not None:
+                    terms[r].append(torch.dot(part, other).double().to(device))
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return (
+            torch.stack([torch.stack(parts).sum() if parts else zero for parts in terms]) if terms else zero[None][:0]
+        )
+
+
+def norms(pieces: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each piece: (P,), float32 or wider, so that half-precision gradients do not overflow."""
+    if not pieces:
+        return torch.zeros(0)
+    with torch.no_grad():
+        dense = [piece.coalesce().to_dense() if piece.is_sparse else piece.detach() for piece in pieces]
+        wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in dense)
+        dtype = torch.float64 if wide else torch.float32
+        return torch.stack([n.to(dense[0].device) for n in torch._foreach_norm(dense, 2, dtype=dtype)])

@@ -1,0 +1,258 @@
+"""The gradient of each loss, over one optimizer step, without touching `.grad`.
+
+K losses, total g = sum_i w_i g_i. The real backward gives g. All losses but the most expensive one get an extra pass
+with `torch.autograd.grad`; the last follows by linearity, g_k = (g - sum_{i != k} w_i g_i) / w_k, unless rounding would
+drown it. How exact linearity is depends on the model (autocast rounds each pass anew), so it is measured: on the first
+due step, and now and then later, every loss gets a pass and |g - sum_i w_i g_i| is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lossdoctor import linalg
+from lossdoctor.probe.neutrality import same_buffers
+from lossdoctor.probe.parameters import ParameterMap
+from lossdoctor.probe.snapshot import Gradients
+
+TOLERATED = 1e-3
+"""Largest predicted relative error of a derived gradient."""
+CALIBRATE_EVERY = 20
+"""Due steps between two measurements of the linearity error."""
+
+
+@dataclass(slots=True)
+class Linearity:
+    """What earlier due steps taught about leaving one loss out.
+
+    error: |g - sum w_i g_i| / (|g| + sum |w_i g_i|), as last measured. norms, seconds: of each loss's own pass.
+    reach: per loss, whether its graph contains each parameter, so that a derived gradient is exactly zero elsewhere.
+    """
+
+    error: float | None = None
+    norms: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    reach: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    parameters: tuple[int, ...] = ()
+    age: int = 0
+
+    def left_out(self, weights: Mapping[str, float], where: ParameterMap) -> str | None:
+        """The most expensive loss whose gradient can be derived accurately; None when all are to be measured."""
+        known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
+        same = self.parameters == tuple(map(id, where.parameters))
+        if len(weights) < 2 or not known or not same or self.age >= CALIBRATE_EVERY:
+            return None
+        name = max(weights, key=lambda candidate: self.seconds.get(candidate, 0.0))
+        return name if self.relative_error(name, weights, self.norms) <= TOLERATED else None
+
+    def relative_error(self, name: str, weights: Mapping[str, float], norms: Mapping[str, float]) -> float:
+        """Predicted relative error of the gradient of `name` when it is derived."""
+        own = abs(weights[name]) * norms[name]
+        everything = 2.0 * sum(abs(weight) * norms[other] for other, weight in weights.items())
+        return (self.error or 0.0) * everything / own if own > 0.0 else float("inf")
+
+    def learn(self, ledger: Ledger, norms: Mapping[str, float], error: float | None) -> None:
+        """Take in a finished due step: its norms, and the linearity error if it was measured."""
+        weights = {name: weight for name, weight in ledger.losses.items() if name in norms}
+        self.norms.update(norms)
+        self.seconds.update(ledger.seconds)
+        self.age += 1
+        ids = tuple(map(id, ledger.where.parameters))
+        if ids != self.parameters:
+            self.parameters, self.reach = ids, {}
+        self.reach.update({name: tuple(g is not None for g in row) for name, row in ledger.rows.items()})
+        if error is not None:
+            # Float32 can agree by luck (two losses that share no parameter): never trust more than its rounding.
+            self.error, self.age = max(error, 1e-7), 0
+        elif any(self.relative_error(name, weights, self.norms) > TOLERATED for name in weights if weights[name]):
+            # The balance has moved; the choice is made anew from fresh numbers.
+            self.age = CALIBRATE_EVERY
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Per-loss gradients collected over the micro-batches of one optimizer step.
+
+    Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total.
+    """
+
+    where: ParameterMap
+    linearity: Linearity
+    losses: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    source_gradient: Tensor | None = None
+    derived: str | None = None
+    calibrating: bool = False
+    scale: Tensor | None = None
+    foreign_backward: bool = False
+    _base: list[Tensor | None] | None = None
+    total: list[Tensor | None] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _planned: bool = False
+
+    def observe(
+        self,
+        losses: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        *,
+        modules: Sequence[nn.Module],
+        scale: Tensor | None = None,
+        foreign_backward: bool = False,
+        z1: Tensor | None = None,
+        z1_loss: str | None = None,
+    ) -> None:
+        """The extra passes of one micro-batch, before its real backward.
+
+        scale: the GradScaler's factor, 0-d; passes run scaled, as fp16 needs, and are divided at the end.
+        foreign_backward: the real backward may rescale (Accelerate divides by the accumulation steps), so every loss
+        is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass.
+        """
+        live = {name: loss for name, loss in losses.items() if loss.requires_grad}
+        if self._base is None:
+            self._base = [None if p.grad is None else p.grad.detach().clone() for p in self.where.parameters]
+        if not self._planned:
+            self._planned = True
+            self.scale, self.foreign_backward = scale, foreign_backward
+            choice = (
+                None
+                if foreign_backward
+                else self.linearity.left_out({name: weights[name] for name in live}, self.where)
+            )
+            self.derived = None if choice == z1_loss and z1 is not None else choice
+            self.calibrating = self.derived is None and len(live) > 1 and not foreign_backward
+        self.losses.update({name: float(weights[name]) for name in losses})
+        with same_buffers(modules):
+            for name, loss in live.items():
+                if name != self.derived:
+                    self._measure(name, loss, z1 if name == z1_loss else None)
+
+    def _measure(self, name: str, loss: Tensor, z1: Tensor | None) -> None:
+        parameters: list[Tensor] = list(self.where.parameters)
+        inputs = parameters if z1 is None else [*parameters, z1]
+        started = time.perf_counter()
+        scaled = loss if self.scale is None else loss * self.scale
+        found = list(torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True))
+        self.seconds[name] = time.perf_counter() - started
+        if z1 is not None:
+            self.source_gradient = found.pop()
+        self.rows[name] = _added(self.rows.get(name), found)
+
+    def after_backward(self) -> None:
+        """Copy the total gradient of the step so far, before clipping can change it."""
+        base = self._base or [None] * len(self.where.parameters)
+        with torch.no_grad():
+            self.total = [
+                None if p.grad is None else (p.grad.detach().clone() if b is None else p.grad.detach() - b)
+                for p, b in zip(self.where.parameters, base, strict=True)
+            ]
+
+    def settle(self) -> tuple[Gradients, Tensor | None]:
+        """All inner products, and the linearity error (0-d) when it was measured."""
+        names, weights = tuple(self.losses), list(self.losses.values())
+        silent: list[Tensor | None] = [None] * len(self.where.parameters)
+        rows = [self.rows.get(name, silent) for name in names]
+        k, extra = len(names), self._combination()
+        parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
+        for (labels, derived_reaches), indices in self._groups().items():
+            pieces = [[row[i] for i in indices] for row in (*rows, self.total)]
+            combination = [extra if derived_reaches else [0.0] * (k + 1)] if extra else []
+            touched = tuple(
+                derived_reaches if name == self.derived else any(p is not None for p in row)
+                for name, row in zip(names, pieces[:k], strict=True)
+            )
+            parts.append((labels, linalg.gram(pieces, combination), touched))
+        size = k + 1 + bool(extra)
+        whole = _sum([g for _, g, _ in parts], size)
+        grams = {"": whole}
+        reached = {"": _any([t for _, _, t in parts], k)}
+        for module in self.where.modules():
+            grams[module] = _sum([g for labels, g, _ in parts if module in labels], size)
+            reached[module] = _any([t for labels, _, t in parts if module in labels], k)
+        order = list(range(k + 1))
+        if self.derived is not None:
+            order[names.index(self.derived)] = k + 1
+        unit = self._unit(whole, weights)
+        gradients = Gradients(
+            names=names,
+            weights=torch.tensor(weights, dtype=torch.float64, device=whole.device),
+            gram={module: g[order][:, order] * unit for module, g in grams.items()},
+            measured=tuple(name in self.rows or name == self.derived for name in names),
+            reached=reached,
+            derived=self.derived,
+        )
+        return gradients, _relative_residual(whole, weights) if self.calibrating else None
+
+    def _combination(self) -> list[float]:
+        """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
+        if self.derived is not None:
+            w = self.losses[self.derived]
+            return [*(-weight / w if name in self.rows else 0.0 for name, weight in self.losses.items()), 1.0 / w]
+        return [*(-weight for weight in self.losses.values()), 1.0] if self.calibrating else []
+
+    def _groups(self) -> dict[tuple[tuple[str, ...], bool], list[int]]:
+        """Parameters that are reported together, split by whether the derived loss reaches them."""
+        always = [True] * len(self.where.parameters)
+        reach = always if self.derived is None else self.linearity.reach[self.derived]
+        groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+        for index, (labels, reaches) in enumerate(zip(self.where.labels, reach, strict=True)):
+            groups.setdefault((labels, reaches), []).append(index)
+        return groups
+
+    def _unit(self, whole: Tensor, weights: Sequence[float]) -> Tensor:
+        """What the Gram entries are multiplied with: 1 / scale^2, and the factor of a foreign backward."""
+        k = len(weights)
+        unit = torch.ones(k + 1, dtype=whole.dtype, device=whole.device)
+        if self.foreign_backward:
+            # g = c * sum w_i g_i: what the backward multiplied the loss with belongs into every g_i.
+            w = torch.tensor(weights, dtype=whole.dtype, device=whole.device)
+            c = (whole[k, :k] @ w) / (w @ whole[:k, :k] @ w)
+            unit[:k] = torch.where(((c - 1.0).abs() < TOLERATED) | ~c.isfinite(), torch.ones_like(c), c)
+        if self.scale is not None:
+            unit = unit / self.scale.to(unit)
+        return unit.outer(unit)
+
+    def source(self, z1: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """(d L / d z1, z1) of the last micro-batch, when it was asked for and z1 is part of the graph."""
+        if self.source_gradient is None or z1 is None:
+            return None
+        return self.source_gradient if self.scale is None else self.source_gradient / self.scale, z1.detach()
+
+    def descent(self, decrease: Sequence[Tensor | None], gradients: Gradients) -> Tensor:
+        """-<theta_after - theta_before, g_i> for every loss, (K,); `decrease` is theta_before - theta_after."""
+        silent: list[Tensor | None] = [None] * len(self.where.parameters)
+        rows = [self.rows.get(name, silent) for name in gradients.names]
+        found = linalg.products([*rows, self.total], decrease)
+        each, total = found[:-1], found[-1]
+        if self.derived is not None:
+            k = gradients.names.index(self.derived)
+            weights = gradients.weights.to(found.device)
+            each[k] = (total - (weights * each).sum()) / weights[k]
+        return each if self.scale is None else each / self.scale.to(each)
+
+
+def _added(before: list[Tensor | None] | None, found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    if before is None:
+        return [None if g is None else g.detach() for g in found]
+    return [b if g is None else g if b is None else b + g for b, g in zip(before, found, strict=True)]
+
+
+def _sum(parts: Sequence[Tensor], size: int) -> Tensor:
+    if not parts:
+        return torch.zeros(size, size, dtype=torch.float64)
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
+
+
+def _any(parts: Sequence[tuple[bool, ...]], size: int) -> tuple[bool, ...]:
+    return tuple(any(part[i] for part in parts) for i in range(size))
+
+
+def _relative_residual(whole: Tensor, weights: Sequence[float]) -> Tensor:
+    """|g - sum w_i g_i| / (|g| + sum |w_i g_i|); rows: K losses, the total, the residual."""
+    lengths = whole.diagonal().clamp_min(0.0).sqrt()
+    w = torch.tensor([*(abs(x) for x in weights), 1.0], dtype=whole.dtype, device=whole.device)
+    return lengths[-1] / (lengths[:-1] * w).sum()

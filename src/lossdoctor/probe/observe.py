@@ -1,0 +1,122 @@
+"""What user code hands in: `flow`, `posterior`, `distill`, `log`, from anywhere, also deep inside a loss module.
+
+The module-level functions reach the doctor that was activated last and do nothing when there is none. They return at
+once when the step is not due, without touching a tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossdoctor.probe.snapshot import Velocity
+
+T = TypeVar("T")
+
+
+_listeners: list[Any] = []
+"""The doctors that are active, the last one on top. Doctors live above the probe, so their type is not named here."""
+
+
+def activate(listener: object) -> None:
+    """Make `listener` the one the module-level functions reach."""
+    _listeners.append(listener)
+
+
+def deactivate(listener: object) -> None:
+    """Forget `listener`; the one activated before it is reached again."""
+    if listener in _listeners:
+        _listeners.remove(listener)
+
+
+def active() -> Any:
+    """The doctor activated last, or None."""
+    return _listeners[-1] if _listeners else None
+
+
+def flow(
+    v_pred: Tensor,
+    v_target: Tensor,
+    t: Tensor | float,
+    *,
+    x_t: Tensor | None = None,
+    z0: Tensor | None = None,
+    z1: Tensor | None = None,
+    cond: Any = None,
+    velocity: Velocity | None = None,
+    t_source: float = 0.0,
+) -> None:
+    """Hand in one batch of a velocity (flow-matching) loss.
+
+    v_pred, v_target: (B, ...), the regression pair. t: (B,), (B, 1), (B, 1, 1, 1) or a scalar, in [0, 1]. x_t, z0, z1:
+    (B, ...), the point on the path and its ends. cond: the condition, a tensor or a nest of tensors with leading B.
+    velocity: the field as inference calls it, velocity(x, t, cond) with t shaped as given here; enables the condition,
+    time and field probes. t_source: the t of the source end, 1.0 for code where t = 0 is data.
+    Raises ShapeError when the shapes would broadcast and UsageError when t leaves [0, 1], both only on the first step.
+    """
+    if _listeners:
+        _listeners[-1].flow(v_pred, v_target, t, x_t=x_t, z0=z0, z1=z1, cond=cond, velocity=velocity, t_source=t_source)
+
+
+def posterior(mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None) -> None:
+    """Hand in one batch of a Gaussian posterior.
+
+    mu, logvar: (B, ...). z: the sample that was used, (B, ...). kl: the KL value as trained, unweighted, 0-d or per
+    sample; compared with the closed form. Raises ShapeError on the first step when the shapes differ.
+    """
+    if _listeners:
+        _listeners[-1].posterior(mu, logvar, z=z, kl=kl)
+
+
+def distill(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    teacher_temp: float | Tensor,
+    student_temp: float | Tensor,
+    center: Tensor | None = None,
+) -> None:
+    """Hand in one batch of teacher and student logits.
+
+    teacher_logits, student_logits: (..., K), row i of one belongs to row i of the other. teacher_temp, student_temp:
+    positive. center: (K,), subtracted from the teacher's logits.
+    Raises ShapeError on the first step when K or the rows differ.
+    """
+    if _listeners:
+        _listeners[-1].distill(
+            teacher_logits, student_logits, teacher_temp=teacher_temp, student_temp=student_temp, center=center
+        )
+
+
+def log(values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor | float) -> None:
+    """Keep scalars of this step, as a mapping (names may be any text) or as keywords."""
+    if _listeners:
+        _listeners[-1].log(values, **scalars)
+
+
+def condition(c: T) -> T:
+    """Pass a condition through. Written around the condition, it lets an experiment arm replace it."""
+    return c
+
+
+def knob(name: str, value: T) -> T:
+    """Pass a setting through, and note its name and value in the run's meta data."""
+    if _listeners:
+        _listeners[-1].knob(name, value)
+    return value
+
+
+def seed_everything(default: int) -> int:
+    """Seed python, numpy and torch on all devices; returns the seed. `LOSSDOCTOR_SEED`, set by an experiment, wins."""
+    text = os.environ.get("LOSSDOCTOR_SEED", "")
+    seed = int(text) if text.lstrip("-").isdigit() else int(default)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+    return seed

@@ -1,0 +1,47 @@
+"""Scalars of steps that were not due: kept on their device until a due step takes them along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch import Tensor
+
+Key = tuple[int, str, int]
+"""Step, name, and a running number: micro-batches give the same name several times."""
+
+
+class Pending:
+    """Loss values and logged scalars on their way to the run."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Key, Tensor | float] = {}
+
+    def add(self, step: int, name: str, value: Tensor | float) -> None:
+        """Keep one scalar; a tensor is kept as it is, without its graph and without asking for its value."""
+        self._waiting[step, name, len(self._waiting)] = value.detach() if isinstance(value, Tensor) else float(value)
+
+    def at(self, step: int, prefix: str) -> dict[str, Tensor | float]:
+        """The latest values of `step` whose names begin with `prefix`, without it."""
+        return {
+            name.removeprefix(prefix): value
+            for (s, name, _), value in self._waiting.items()
+            if s == step and name.startswith(prefix)
+        }
+
+    def drain(self) -> tuple[dict[Key, Tensor], dict[Key, float]]:
+        """Everything that waits, as 0-d tensors still on their device and as numbers; nothing waits afterwards."""
+        waiting, self._waiting = self._waiting, {}
+        tensors = {k: v if v.ndim == 0 else v.double().mean() for k, v in waiting.items() if isinstance(v, Tensor)}
+        return tensors, {k: v for k, v in waiting.items() if not isinstance(v, Tensor)}
+
+
+def by_step(values: Iterable[tuple[Key, float]]) -> dict[int, dict[str, float]]:
+    """step -> name -> value; micro-batches of one optimizer step are averaged."""
+    steps: dict[int, dict[str, list[float]]] = {}
+    for (step, name, _), value in values:
+        steps.setdefault(step, {}).setdefault(name, []).append(value)
+    return {
+        step: {name: v[0] if len(v) == 1 else math.fsum(v) / len(v) for name, v in found.items()}
+        for step, found in sorted(steps.items())
+    }

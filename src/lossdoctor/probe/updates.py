@@ -1,0 +1,168 @@
+"""What an optimizer step did: parameters before and after, seen from hooks on the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossdoctor import linalg
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.probe.ledger import Ledger
+from lossdoctor.probe.parameters import ParameterMap, unwrapped
+from lossdoctor.probe.snapshot import Gradients, HeadUpdate, Shadow, Updates
+
+
+@dataclass(slots=True)
+class UpdateWatch:
+    """The parameters of one due step before each optimizer moves them.
+
+    Extra memory: one copy of the trainable parameters, from the first optimizer's step to the end of the last.
+    """
+
+    where: ParameterMap
+    heads: Mapping[str, nn.Module]
+    before: dict[int, Tensor] = field(default_factory=dict)
+    _before_norm: dict[int, Tensor] = field(default_factory=dict)
+    _delta_norm: dict[int, Tensor] = field(default_factory=dict)
+    _grad_norm: dict[int, Tensor] = field(default_factory=dict)
+    _group: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Copy what `optimizer` is about to change, and the norms of the gradients it sees."""
+        index = {id(p): i for i, p in enumerate(self.where.parameters)}
+        mine = [(index[id(p)], p) for group in optimizer.param_groups for p in group["params"] if id(p) in index]
+        # A fused optimizer under GradScaler divides by the scale itself.
+        scale = getattr(optimizer, "grad_scale", None)
+        with torch.no_grad():
+            self.before.update({i: p.detach().clone() for i, p in mine})
+            with_grad = [(i, p.grad) for i, p in mine if p.grad is not None]
+            norms = linalg.norms([g for _, g in with_grad])
+            norms = norms if scale is None else norms / scale.to(norms)
+            self._grad_norm.update(zip((i for i, _ in with_grad), norms, strict=True))
+        for group in optimizer.param_groups:
+            settings = (float(group.get("lr", float("nan"))), float(group.get("weight_decay", 0.0)))
+            self._group.update({index[id(p)]: settings for p in group["params"] if id(p) in index})
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Turn the copies into theta_before - theta_after, in place."""
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        indices = [i for i in self.before if id(self.where.parameters[i]) in mine and i not in self._delta_norm]
+        with torch.no_grad():
+            copies = [self.before[i] for i in indices]
+            self._before_norm.update(zip(indices, linalg.norms(copies), strict=True))
+            for i, copy in zip(indices, copies, strict=True):
+                copy.sub_(self.where.parameters[i].detach())
+            self._delta_norm.update(zip(indices, linalg.norms(copies), strict=True))
+
+    def settle(self, ledger: Ledger | None, gradients: Gradients | None) -> Updates:
+        """Everything about the step, once all optimizers that take part have moved."""
+        heads = {name: update for name, head in self.heads.items() if (update := self._head(head)) is not None}
+        if ledger is None or gradients is None:
+            return Updates(heads=heads)
+        decrease = [self.before.get(i) for i in range(len(self.where.parameters))]
+        pre, post = self._clip(ledger)
+        return Updates(
+            heads=heads,
+            names=gradients.names,
+            descent=ledger.descent(decrease, gradients),
+            descent_measured=gradients.measured,
+            pre_clip=pre,
+            post_clip=post,
+        )
+
+    def _head(self, head: nn.Module) -> HeadUpdate | None:
+        index = {id(p): i for i, p in enumerate(self.where.parameters)}
+        mine = [index[id(p)] for p in head.parameters() if id(p) in index and index[id(p)] in self._delta_norm]
+        if not mine:
+            return None
+        zero = torch.zeros_like(self._before_norm[mine[0]])
+        settings = {self._group[i] for i in mine}
+        lr, weight_decay = settings.pop() if len(settings) == 1 else (None, None)
+        return HeadUpdate(
+            before_norm=torch.stack([self._before_norm[i] for i in mine]),
+            delta_norm=torch.stack([self._delta_norm[i] for i in mine]),
+            grad_norm=torch.stack([self._grad_norm.get(i, zero) for i in mine]),
+            numel=torch.tensor([self.where.parameters[i].numel() for i in mine], device=zero.device),
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+
+    def _clip(self, ledger: Ledger) -> tuple[Tensor | None, Tensor | None]:
+        """The gradient norm after backward and as the optimizers saw it, over the parameters that were stepped."""
+        both = [i for i in self._grad_norm if ledger.total[i] is not None]
+        if not both:
+            return None, None
+        pre = torch.linalg.vector_norm(linalg.norms([g for i in both if (g := ledger.total[i]) is not None]))
+        post = torch.linalg.vector_norm(torch.stack([self._grad_norm[i] for i in both]))
+        return (pre if ledger.scale is None else pre / ledger.scale.to(pre)), post
+
+
+@dataclass(slots=True)
+class ShadowWatch:
+    """A slowly following copy (EMA, teacher), kept from the end of one step to the next due one.
+
+    follower: parameters of the copy. live: the parameters they follow, in the same order, or None when the copy has
+    another architecture.
+    """
+
+    follower: Sequence[Tensor]
+    live: Sequence[Tensor] | None
+    _old: list[Tensor] | None = None
+
+    def arm(self) -> None:
+        """Remember the copy as it is before its next update."""
+        with torch.no_grad():
+            self._old = [p.detach().clone() for p in self.follower]
+
+    def settle(self) -> Shadow | None:
+        """What moved since `arm`; None when nothing was remembered. The live weights must still be those followed."""
+        if self._old is None:
+            return None
+        old, self._old = self._old, None
+        with torch.no_grad():
+            new = [p.detach() for p in self.follower]
+            moved = _square([a - b for a, b in zip(new, old, strict=True)])
+            if self.live is None:
+                return Shadow(moved=moved, old=_square(old))
+            live = [p.detach() for p in self.live]
+            return Shadow(
+                moved=moved,
+                old=_square(old),
+                gap=_square([a.to(b) - b for a, b in zip(live, old, strict=True)]),
+                distance=_square([a.to(b) - b for a, b in zip(live, new, strict=True)]),
+                live=_square(live),
+            )
+
+
+def _square(tensors: Sequence[Tensor]) -> Tensor:
+    return linalg.norms(tensors).square().sum()
+
+
+def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:
+    """A watch on `copy`, which follows the model or one of its submodules; a teacher may follow nothing.
+
+    The module with the same parameter names and shapes is the one followed, the whole model first.
+    Raises UsageError when an EMA matches nothing.
+    """
+    if copy is None:
+        return None
+    follower = dict(unwrapped(copy).named_parameters())
+    shapes = {name: p.shape for name, p in follower.items()}
+    for module in unwrapped(model).modules():
+        live = dict(module.named_parameters())
+        if module is not unwrapped(copy) and {name: p.shape for name, p in live.items()} == shapes:
+            return ShadowWatch(list(follower.values()), [live[name] for name in follower])
+    if role == "ema":
+        raise UsageError(
+            mismatch(
+                "ema= follows no part of the model",
+                "a module with the parameter names and shapes of the model or of one of its submodules",
+                f"{type(copy).__name__} with {len(follower)} parameters",
+                "pass the averaged module itself, for example ema=ema.module",
+            )
+        )
+    return ShadowWatch(list(follower.values()), None)

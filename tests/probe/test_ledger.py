@@ -1,0 +1,225 @@
+"""Per-loss gradients against the obvious way: one fresh forward and one backward per loss."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger, Linearity
+from lossdoctor.probe.parameters import parameter_map
+
+
+class Three(nn.Module):
+    """A trunk with two heads; `kl` touches the trunk only, `flow` everything but `dino`'s head."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 8))
+        self.flow_head = nn.Linear(8, 6)
+        self.dino_head = nn.Linear(8, 5)
+        self.to(dtype)
+
+    def losses(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.trunk(x)
+        return {
+            "flow": (self.flow_head(h) - x).square().mean(),
+            "kl": h.square().mean(),
+            "dino": -self.dino_head(h).log_softmax(-1)[:, 0].mean(),
+        }
+
+
+def obvious(model: nn.Module, batches: list[Tensor], name: str) -> Tensor:
+    """The gradient of one loss summed over micro-batches, as one float64 vector."""
+    twin = copy.deepcopy(model).double()
+    twin.zero_grad()
+    for x in batches:
+        loss = twin.losses(x.double())[name]
+        if loss.requires_grad:
+            loss.backward()
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in twin.parameters()])
+
+
+def expected_gram(model: nn.Module, batches: list[Tensor], weights: dict[str, float]) -> Tensor:
+    rows = [obvious(model, batches, name) for name in weights]
+    total = sum(w * row for w, row in zip(weights.values(), rows, strict=True))
+    matrix = torch.stack([*rows, total])
+    return matrix @ matrix.T
+
+
+def one_step(model, batches, weights, linearity, *, scale=None, factor=1.0, heads=()):
+    ledger = Ledger(parameter_map(model, {h: getattr(model, h) for h in heads}, []), linearity)
+    for x in batches:
+        losses = model.losses(x)
+        ledger.observe(losses, weights, modules=[model], scale=scale, foreign_backward=factor != 1.0)
+        total = sum(weights[n] * loss for n, loss in losses.items()) * factor
+        (total if scale is None else total * scale).backward()
+        ledger.after_backward()
+    gradients, error = ledger.settle()
+    gram = gradients.gram[""]
+    norms = {n: gram[i, i].sqrt().item() for i, n in enumerate(gradients.names) if gradients.measured[i]}
+    linearity.learn(ledger, norms, None if error is None else float(error))
+    model.zero_grad()
+    return ledger, gradients, error
+
+
+def assert_same(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    lengths = wanted.diagonal().clamp_min(0).sqrt()
+    assert ((found - wanted).abs() <= tolerance * lengths.outer(lengths) + 1e-20).all(), f"{found}\n{wanted}"
+
+
+WEIGHTS = {"flow": 1.0, "kl": 0.3, "dino": 2.0}
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_measured_and_derived_equal_the_obvious_way(micro: int) -> None:
+    model, linearity = Three(), Linearity()
+    batches = [torch.randn(9, 6) for _ in range(micro)]
+    wanted = expected_gram(model, batches, WEIGHTS)
+    _, first, error = one_step(model, batches, WEIGHTS, linearity)
+    assert first.derived is None
+    assert error is not None
+    assert float(error) < 1e-6
+    assert_same(first.gram[""], wanted)
+    linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+    _, second, error = one_step(model, batches, WEIGHTS, linearity)
+    assert second.derived == "flow"
+    assert error is None
+    assert_same(second.gram[""], wanted)
+
+
+def test_modules_add_up_and_a_derived_loss_is_exactly_silent_where_it_does_not_reach() -> None:
+    model, linearity = Three(), Linearity()
+    batch = [torch.randn(9, 6)]
+    one_step(model, batch, WEIGHTS, linearity, heads=["dino_head"])
+    linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+    _, found, _ = one_step(model, batch, WEIGHTS, linearity, heads=["dino_head"])
+    assert set(found.gram) == {"", "trunk", "flow_head", "dino_head"}
+    assert_same(sum(g for m, g in found.gram.items() if m), found.gram[""])
+    flow = found.names.index("flow")
+    assert found.derived == "flow"
+    assert not found.gram["dino_head"][flow].any()
+    assert found.reached["dino_head"] == (False, False, True)
+    assert found.reached["trunk"] == (True, True, True)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-5])
+def test_a_gradient_that_rounding_would_drown_is_measured_directly(weight: float) -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    weights = {**WEIGHTS, "flow": weight}
+    for _ in range(3):
+        linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 0.5}
+        _, found, _ = one_step(model, batch, weights, linearity)
+        assert found.derived != "flow"
+        assert_same(found.gram[""], expected_gram(model, batch, weights))
+
+
+def test_sudden_cancellation_is_measured_directly_the_next_time() -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    one_step(model, batch, WEIGHTS, linearity)
+    linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+    weights = {**WEIGHTS, "kl": 1e6}
+    _, found, _ = one_step(model, batch, weights, linearity)
+    assert found.derived is None, "predicted from the last norms and the weights of today"
+    assert_same(found.gram[""], expected_gram(model, batch, weights))
+
+
+def test_bfloat16_parameters_are_never_derived() -> None:
+    model, linearity, batch = Three(torch.bfloat16), Linearity(), [torch.randn(9, 6, dtype=torch.bfloat16)]
+    for _ in range(3):
+        linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+        _, found, _ = one_step(model, batch, WEIGHTS, linearity)
+        assert found.derived is None
+        assert_same(found.gram[""], expected_gram(model, batch, WEIGHTS), 0.05)
+
+
+def test_scaled_passes_are_divided_out() -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    for _ in range(2):
+        linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+        _, found, _ = one_step(model, batch, WEIGHTS, linearity, scale=torch.tensor(65536.0))
+        assert_same(found.gram[""], expected_gram(model, batch, WEIGHTS))
+
+
+def test_a_backward_that_divides_the_loss_is_noticed() -> None:
+    model, batch = Three(), [torch.randn(9, 6)]
+    _, found, _ = one_step(model, batch, WEIGHTS, Linearity(), factor=0.25)
+    assert_same(found.gram[""], expected_gram(model, batch, WEIGHTS) / 16)
+
+
+def test_earlier_gradients_in_grad_are_not_counted() -> None:
+    model, batch = Three(), [torch.randn(9, 6)]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    _, found, _ = one_step(model, batch, WEIGHTS, Linearity())
+    assert_same(found.gram[""], expected_gram(model, batch, WEIGHTS), 1e-4)
+
+
+def test_constant_and_unreached_losses() -> None:
+    class Odd(Three):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {**super().losses(x), "gan": torch.tensor(0.7), "aside": (x.clone().requires_grad_() ** 2).sum()}
+
+    model, weights = Odd(), {**WEIGHTS, "gan": 1.0, "aside": 1.0}
+    _, found, _ = one_step(model, [torch.randn(9, 6)], weights, Linearity())
+    gan, aside = found.names.index("gan"), found.names.index("aside")
+    assert found.measured == (True, True, True, False, True)
+    assert not found.reached[""][gan]
+    assert not found.reached[""][aside]
+    assert not found.gram[""][aside].any()
+
+
+def test_a_loss_missing_from_some_micro_batches() -> None:
+    model, linearity = Three(), Linearity()
+    first, second = torch.randn(9, 6), torch.randn(9, 6)
+    ledger = Ledger(parameter_map(model, {}, []), linearity)
+    for x, names in ((first, ("flow", "kl")), (second, ("flow", "kl", "dino"))):
+        losses = {n: loss for n, loss in model.losses(x).items() if n in names}
+        ledger.observe(losses, {n: WEIGHTS[n] for n in names}, modules=[model])
+        sum(WEIGHTS[n] * loss for n, loss in losses.items()).backward()
+        ledger.after_backward()
+    found, _ = ledger.settle()
+    rows = {
+        "flow": obvious(model, [first, second], "flow"),
+        "kl": obvious(model, [first, second], "kl"),
+        "dino": obvious(model, [second], "dino"),
+    }
+    matrix = torch.stack([*rows.values(), sum(WEIGHTS[n] * row for n, row in rows.items())])
+    assert_same(found.gram[""], matrix @ matrix.T)
+
+
+def test_linearity_is_measured_again_and_again() -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    derived = [one_step(model, batch, WEIGHTS, linearity)[1].derived for _ in range(2 * CALIBRATE_EVERY + 3)]
+    assert [n for n, name in enumerate(derived) if name is None] == [0, CALIBRATE_EVERY + 1, 2 * CALIBRATE_EVERY + 2]
+
+
+def test_unfreezing_a_parameter_starts_anew() -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    model.dino_head.weight.requires_grad_(False)
+    one_step(model, batch, WEIGHTS, linearity)
+    model.dino_head.weight.requires_grad_(True)
+    _, found, _ = one_step(model, batch, WEIGHTS, linearity)
+    assert found.derived is None
+    assert_same(found.gram[""], expected_gram(model, batch, WEIGHTS))
+
+
+def test_grad_is_untouched_by_the_extra_passes() -> None:
+    model, x = Three(), torch.randn(9, 6)
+    ledger = Ledger(parameter_map(model, {}, []), Linearity())
+    ledger.observe(model.losses(x), WEIGHTS, modules=[model])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_descent_is_the_first_order_decrease() -> None:
+    model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
+    for _ in range(2):
+        linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+        ledger, found, _ = one_step(model, batch, WEIGHTS, linearity)
+        decrease = [1e-3 * torch.randn_like(p) for p in model.parameters()]
+        long = torch.cat([d.reshape(-1).double() for d in decrease])
+        wanted = torch.stack([obvious(model, batch, n) @ long for n in found.names])
+        assert torch.allclose(ledger.descent(decrease, found), wanted, atol=1e-9, rtol=1e-4)

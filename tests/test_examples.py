@@ -1,0 +1,47 @@
+"""Every example runs, and the one of the README gets all metrics with its five added lines."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+EXPECTED = """
+grad/flow grad/kl grad/dino grad/total grad_weighted/flow grad_share/kl grad_cos/dino|flow grad_module/flow/z_head
+weight/flow loss/flow loss/total descent/flow step/z_head_update_ratio step/z_head_rms_update step/z_head_grad_norm
+lr/z_head wd/z_head ent/teacher ent/student ent/teacher_norm ent/student_norm ent/teacher_marginal ent/teacher_mi
+distill/kl distill/loss_ratio distill/agreement distill/max_logit_over_temp distill/feature_rank mu/abs_mean mu/rms
+logvar/mean std/mean std/min std/max z_init/mean z_init/var z_init/std_per_dim_mean kl/per_dim kl/ratio
+kl/beta_per_dim posterior/active_units posterior/snr flow/nmse flow/cos flow/speed_ratio flow/nmse_t0 flow/cos_t9
+flow/count_t5 flow/t_min flow/t_max flow/t_unique flow/cond_gain_cos flow/cond_ratio flow/time_ratio
+flow/time_reversal flow/field_mismatch flow/target_mismatch flow/nmse_zero flow/nmse_mean flow/z0_std flow/z1_std
+flow/z1_mean_abs flow/z1_std_spread flow/endpt_rmse@8 flow/endpt_rmse@64 flow/endpt_rmse_shuffled@8
+flow/endpt_rmse_heun@8 flow/ode_error@8 flow/ode_order flow/endpt_sw@8 flow/endpt_sw_floor flow/endpt_energy@8
+flow/endpt_energy_floor flow/endpt_std_ratio flow/straightness
+""".split()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path(str(path))
+    names["doctor"].close()
+    assert not names["doctor"].run.events
+    if path.stem == "three_losses":
+        missing = set(EXPECTED) - names["doctor"].ret.keys()
+        assert not missing
+        assert names["doctor"].ret["flow/cos"] > 0.5, "and it really trains"
+
+
+def test_the_readme_shows_the_example_as_it_is() -> None:
+    code = (ROOT / "examples" / "three_losses.py").read_text(encoding="utf-8")
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() in code
+    assert code.count("# added") == 5
+    assert code.count("# was: ") == 1

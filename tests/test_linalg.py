@@ -1,0 +1,110 @@
+"""Inner products of gradients in pieces, against one long float64 vector."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lossdoctor import linalg
+
+SHAPES = [(3,), (4, 5), (), (2, 3, 4), (7,), (0,), (1,), (6, 6)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def long_vector(pieces: list[Tensor | None], shapes: list[tuple[int, ...]]) -> Tensor:
+    return torch.cat(
+        [
+            torch.zeros(math.prod(s)) if p is None else p.reshape(-1).double()
+            for p, s in zip(pieces, shapes, strict=True)
+        ]
+    ).double()
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[list[list[Tensor | None]], list[tuple[int, ...]]]:
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=8))
+    kinds = [draw(st.sampled_from(DTYPES)) for _ in shapes]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    scale = draw(st.sampled_from([1.0, 1e-3, 30.0]))
+    count = draw(st.integers(1, 4))
+    return [
+        [
+            None
+            if draw(st.booleans()) and draw(st.booleans())
+            else (scale * torch.randn(s, generator=generator)).to(kind)
+            for s, kind in zip(shapes, kinds, strict=True)
+        ]
+        for _ in range(count)
+    ], shapes
+
+
+@given(rows(), st.sampled_from([1, 4, 16, 10**6]))
+@settings(max_examples=60, deadline=None)
+def test_gram_and_products_equal_those_of_one_long_vector(case, limit) -> None:
+    given_rows, shapes = case
+    long = torch.stack([long_vector(row, shapes) for row in given_rows])
+    coefficients = [[0.5 * (r + 1) for r in range(len(given_rows))], [(-1.0) ** r for r in range(len(given_rows))]]
+    extended = torch.cat([long, torch.tensor(coefficients, dtype=torch.float64) @ long])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linalg, "_chunk_size", lambda device: limit)
+        found = linalg.gram(given_rows, coefficients)
+        along = linalg.products(given_rows, given_rows[0])
+    lengths = extended.norm(dim=1)
+    bound = 1e-5 * lengths.outer(lengths) + 1e-30
+    assert found.dtype == torch.float64
+    assert ((found - extended @ extended.T).abs() <= bound).all()
+    assert torch.equal(found, found.T)
+    assert ((along - long @ long[0]).abs() <= bound[0, : len(long)]).all()
+
+
+def test_half_precision_does_not_overflow() -> None:
+    big = [torch.full((1000,), 300.0, dtype=torch.float16)]
+    assert linalg.gram([big])[0, 0].item() == pytest.approx(9e7)
+    assert linalg.norms(big)[0].item() == pytest.approx(300 * 1000**0.5)
+
+
+def test_combination_cancels_between_vectors_not_between_products() -> None:
+    torch.manual_seed(0)
+    g = torch.randn(10_000)
+    small = 1e-4 * torch.randn(10_000)
+    found = linalg.gram([[g], [g + small]], [[-1.0, 1.0]])
+    assert found[2, 2].sqrt().item() == pytest.approx(((g + small) - g).double().norm().item(), rel=1e-5)
+
+
+def test_lower_matmul_precision_changes_nothing() -> None:
+    torch.manual_seed(0)
+    pieces = [torch.randn(300, 300), torch.randn(77)]
+    exact = linalg.gram([pieces])
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(linalg.gram([pieces]), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_stays_visible_and_where_it_is(bad: float) -> None:
+    found = linalg.gram([[torch.tensor([1.0, bad])], [torch.tensor([1.0, 1.0])]])
+    assert not found[0, 0].isfinite()
+    assert found[1, 1].item() == 2.0
+
+
+def test_sparse_complex_and_empty() -> None:
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1, 1, 3])).sum().backward()
+    assert table.weight.grad is not None
+    assert table.weight.grad.is_sparse
+    assert linalg.gram([[table.weight.grad]])[0, 0].item() == 2 * 2**2 + 2
+    assert linalg.norms([table.weight.grad])[0].item() == pytest.approx(10**0.5)
+    assert linalg.gram([[torch.tensor([3 + 4j])]])[0, 0].item() == 25.0
+    assert torch.equal(linalg.gram([[None], [None]]), torch.zeros(2, 2, dtype=torch.float64))
+    assert linalg.gram([[], []]).shape == (2, 2)
+    assert linalg.products([[None]], [None]).tolist() == [0.0]
+    assert linalg.norms([]).shape == (0,)
