@@ -1,0 +1,224 @@
+"""Does the predicted velocity match its target: on the whole, over time, against trivial predictors, on its path?
+
+A regression of a random direction has a floor above 0 (0.785 for independent unit Gaussians on the linear path), so no
+value here is good or bad by itself. All of it comes from the batch the training step computed anyway. Times are
+reported from source (0) to target (1), whichever way the user's t runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lossdoctor.flow.paths import check_times, expand_time, fit_path, source_time
+from lossdoctor.metrics.reading import Maybe, Readings, metric, widened
+from lossdoctor.metrics.rows import Fit, fit, flat, mean_where, same_shape, variance
+from lossdoctor.probe.snapshot import FlowBatch
+
+__all__ = [
+    "alignment",
+    "by_time",
+    "check",
+    "check_times",
+    "measure",
+    "scales",
+    "source_gradient",
+    "target_mismatch",
+    "trivial",
+]
+
+BINS = 10
+
+# A path fits when it explains x_t to 2 %: bfloat16 rounds at 0.4 %, common noise floors (sigma_min) stay below 1 %, and
+# two different paths are more than 10 % apart.
+_PATH_TOLERANCE = 0.02
+
+
+def check(
+    v_pred: Tensor,
+    v_target: Tensor,
+    t: Tensor | float,
+    *,
+    x_t: Tensor | None = None,
+    z0: Tensor | None = None,
+    z1: Tensor | None = None,
+    t_source: float = 0.0,
+) -> None:
+    """Raise ShapeError unless all tensors are (B, ...) of one shape and t is a scalar, (B,) or (B, 1, ...).
+
+    Raises UsageError when t_source is neither 0.0 nor 1.0. Looks at shapes only, so it never synchronises; whether the
+    times lie in [0, 1] is asked by `check_times`, which does.
+    """
+    _same_shape(v_pred=v_pred, v_target=v_target, x_t=x_t, z0=z0, z1=z1)
+    source_time(expand_time(t, v_pred), t_source)
+
+
+def _same_shape(**tensors: Tensor | None) -> None:
+    same_shape(
+        "Velocities are compared element by element.",
+        "Reshape before handing in: a (B,) against a (B, 1) would silently broadcast to (B, B).",
+        **tensors,
+    )
+
+
+@metric
+def alignment(v_pred: Tensor, v_target: Tensor) -> Readings:
+    """How well a predicted velocity field matches its target.
+
+    v_pred, v_target: (B, ...), same shape, any float dtype; D = everything but B. Keys:
+    `flow/nmse` = mean |p - v|^2 / mean |v|^2, in [0, inf), 0 is perfect; absent for an all-zero target.
+    `flow/cos` in [-1, 1], mean over samples; samples whose prediction or target is exactly zero have none.
+    `flow/speed_ratio` = mean |p| / |v|, in [0, inf), 1 is matched; samples with a zero target are left out.
+    `flow/mse_zero` = mean v^2: the loss of predicting 0, and what turns an nmse back into a loss.
+    Raises ShapeError when the shapes differ, so that (B,) never broadcasts against (B, 1).
+    """
+    _same_shape(v_pred=v_pred, v_target=v_target)
+    return _alignment(fit(flat(v_pred), flat(v_target)), v_pred.numel())
+
+
+def _alignment(rows: Fit, elements: int) -> Readings:
+    if elements == 0:
+        return {}
+    power = rows.power.sum()
+    return {
+        "flow/nmse": Maybe(rows.error.sum() / power, power != 0),
+        "flow/cos": mean_where(rows.cos, rows.has_cos),
+        "flow/speed_ratio": mean_where(rows.speed, rows.has_speed),
+        "flow/mse_zero": power / elements,
+    }
+
+
+@metric
+def by_time(v_pred: Tensor, v_target: Tensor, t: Tensor | float, *, t_source: float = 0.0) -> Readings:
+    """The same per tenth of the way from source to target.
+
+    t: scalar, (B,) or (B, 1, ...), in the user's direction; t_source: the t of the source end, 0.0 or 1.0.
+    Bin i holds i/10 <= t < (i+1)/10; t = 1 is in bin 9, times outside [0, 1] in the nearest bin, NaN in none. Keys:
+    `flow/nmse_t{0..9}` (normalised by the bin's own target), `flow/cos_t{0..9}`: absent for an empty bin.
+    `flow/count_t{0..9}`: samples in the bin, 0 for an empty one.
+    `flow/t_min`, `flow/t_max`, `flow/t_unique` (number of different times in the batch).
+    Raises ShapeError as `check`, UsageError when t_source is neither 0.0 nor 1.0.
+    """
+    _same_shape(v_pred=v_pred, v_target=v_target)
+    return _by_time(fit(flat(v_pred), flat(v_target)), _times(t, v_pred, t_source))
+
+
+def _times(t: Tensor | float, like: Tensor, t_source: float) -> Tensor:
+    return widened(source_time(expand_time(t, like), t_source).reshape(-1))
+
+
+def _by_time(rows: Fit, t: Tensor) -> Readings:
+    if not len(t):
+        return {}
+    index = torch.arange(BINS, device=t.device)
+    inside = (t * BINS).floor().clamp(0, BINS - 1) == index[:, None]
+    numbers = torch.stack([rows.error, rows.power, rows.cos, rows.has_cos.to(rows.cos), torch.ones_like(rows.cos)])
+    # `where` and not a product with 0 and 1: a NaN must stay in its own bin.
+    sums = torch.where(inside, numbers[:, None], 0).sum(-1)
+    error, power, cos, cosines, count = sums
+    low, high = t.aminmax()
+    return {
+        **_binned("flow/nmse_t", error / power, power != 0),
+        **_binned("flow/cos_t", cos / cosines, cosines > 0),
+        **{f"flow/count_t{i}": one for i, one in enumerate(count.unbind())},
+        "flow/t_min": low,
+        "flow/t_max": high,
+        "flow/t_unique": (t.sort().values.diff() != 0).sum() + 1,
+    }
+
+
+def _binned(prefix: str, values: Tensor, defined: Tensor) -> dict[str, Maybe]:
+    pairs = zip(values.unbind(), defined.unbind(), strict=True)
+    return {f"{prefix}{i}": Maybe(value, known) for i, (value, known) in enumerate(pairs)}
+
+
+@metric
+def trivial(v_target: Tensor) -> Readings:
+    """What predictors that know nothing would score: the marks a model must beat.
+
+    v_target: (B, ...). `flow/nmse_zero`: predicting 0; it is 1 by the definition of nmse and there to be drawn beside
+    it. `flow/nmse_mean`: predicting the mean of the batch for every sample, in [0, 1]; the variance of the target in
+    the unit of nmse; absent for one sample. Both absent for an all-zero target.
+    """
+    v = flat(v_target)
+    if v.numel() == 0:
+        return {}
+    power = v.square().mean()
+    defined = power != 0
+    readings = {"flow/nmse_zero": Maybe(power / power, defined)}
+    if len(v) > 1:
+        readings["flow/nmse_mean"] = Maybe(variance(v).mean() / power, defined)
+    return readings
+
+
+@metric
+def scales(z0: Tensor | None = None, z1: Tensor | None = None) -> Readings:
+    """The scale of both ends of the path. z0, z1: (B, C, ...), channels second.
+
+    `flow/z0_std`, `flow/z1_std`: over all elements (population), in [0, inf).
+    `flow/z1_mean_abs`: mean over channels of |mean of the channel|: a shift that was forgotten.
+    `flow/z1_std_spread`: standard deviation of the channels' stds over their mean, 0 when all channels have one scale;
+    absent for a single channel or a single value per channel, or when every channel is constant.
+    """
+    readings: dict[str, Tensor | Maybe] = {}
+    if z0 is not None and z0.numel():
+        readings["flow/z0_std"] = widened(z0).std(correction=0)
+    if z1 is not None and z1.numel():
+        z1 = widened(z1)
+        channels = z1.movedim(1, 0).flatten(1) if z1.ndim > 1 else z1[None]
+        mean = channels.mean(1)
+        readings["flow/z1_std"] = z1.std(correction=0)
+        readings["flow/z1_mean_abs"] = mean.abs().mean()
+        if channels.shape[0] > 1 and channels.shape[1] > 1:
+            stds = variance(channels.T).sqrt()
+            average = stds.mean()
+            readings["flow/z1_std_spread"] = Maybe(stds.std(correction=0) / average, average != 0)
+    return readings
+
+
+@metric
+def target_mismatch(
+    v_target: Tensor, x_t: Tensor, z0: Tensor, z1: Tensor, t: Tensor | float, *, t_source: float = 0.0
+) -> Readings:
+    """Is the target the velocity of the path that x_t lies on?
+
+    v_target, x_t, z0, z1: (B, ...), same shape; t, t_source: as in `by_time`, with v_target = d x_t / dt in the user's
+    direction. `flow/target_mismatch` = |v_target - d x_t/dt| / |v_target| over the batch, in [0, inf), 0 is right;
+    absent when no known path (`flow.paths.PATHS`) explains x_t to 2 %, or for an all-zero target.
+    """
+    check(v_target, v_target, t, x_t=x_t, z0=z0, z1=z1, t_source=t_source)
+    if v_target.numel() == 0:
+        return {}
+    value, fits = fit_path(x_t, z0, z1, t, t_source, v_target=v_target).target_mismatch(_PATH_TOLERANCE)
+    return {"flow/target_mismatch": Maybe(value, fits & (v_target != 0).any())}
+
+
+@metric
+def source_gradient(grad_z1: Tensor, z1: Tensor) -> Readings:
+    """The pull of the velocity loss on a jointly trained latent: <d L / d z1, z1> / |z1|, the batch as one vector.
+
+    grad_z1, z1: the same shape. `flow/source_gradient` is signed, in units of the loss per unit of z1: positive means
+    that descent makes |z1| smaller. Absent for an all-zero z1. Raises ShapeError when the shapes differ.
+    """
+    same_shape("A gradient belongs to its tensor.", "Pass the gradient with respect to z1.", grad_z1=grad_z1, z1=z1)
+    gradient, z1 = flat(grad_z1).flatten(), flat(z1).flatten()
+    norm = torch.linalg.vector_norm(z1)
+    return {"flow/source_gradient": Maybe((gradient * z1).sum() / norm, norm != 0)}
+
+
+@metric
+def measure(batch: FlowBatch) -> Readings:
+    """Everything above that the batch allows, except the source gradient, which needs a backward pass."""
+    _same_shape(v_pred=batch.v_pred, v_target=batch.v_target)
+    rows = fit(flat(batch.v_pred), flat(batch.v_target))
+    readings = {
+        **_alignment(rows, batch.v_pred.numel()),
+        **_by_time(rows, _times(batch.t, batch.v_pred, batch.t_source)),
+        **trivial.deferred(batch.v_target),
+        **scales.deferred(batch.z0, batch.z1),
+    }
+    x_t, z0, z1 = batch.x_t, batch.z0, batch.z1
+    if x_t is not None and z0 is not None and z1 is not None:
+        path = target_mismatch.deferred(batch.v_target, x_t, z0, z1, batch.t, t_source=batch.t_source)
+        readings.update(path)
+    return readings
