@@ -246,12 +246,13 @@ def fit_path(
             raise ShapeError(_shapes("All tensors of a batch must have one shape.", expected, name, tensor))
     wide = torch.promote_types(x_t.dtype, torch.float32)
     x_t, z0, z1, v_target = (tensor.to(wide) for tensor in (x_t, z0, z1, v_target))
-    residual, velocity_mismatch = [], []
+    length = torch.linalg.vector_norm
+    residual, deviation = [], []
     for path in PATHS.values():
         x_path, v_path = path.sample(z0, z1, t, t_source)
-        residual.append((x_t - x_path).norm() / x_t.norm())
-        velocity_mismatch.append((v_target - v_path).norm() / v_target.norm())
-    return PathFit(tuple(PATHS), torch.stack(residual), torch.stack(velocity_mismatch))
+        residual.append(length(x_t - x_path))
+        deviation.append(length(v_target - v_path))
+    return PathFit(tuple(PATHS), torch.stack(residual) / length(x_t), torch.stack(deviation) / length(v_target))
 
 
 def _shapes(rule: str, expected: str, name: str, got: Tensor) -> str:
