@@ -20,6 +20,11 @@ def _chunk_size(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**24
 
 
+def _small(device: torch.device) -> int:
+    # Below this a call costs more than copying the piece next to others.
+    return 2**12 if device.type == "cpu" else 2**18
+
+
 def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
     if piece.is_sparse:
         piece = piece.coalesce().to_dense()
@@ -56,17 +61,18 @@ def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
             continue
         wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in present)
         dtype = torch.float64 if wide else torch.float32
-        limit = _chunk_size(present[0].device)
+        limit, small = _chunk_size(present[0].device), _small(present[0].device)
         flat = [None if piece is None else _flat(piece, dtype) for piece in column]
         size = next(part.numel() for part in flat if part is not None)
+        if size > small:
+            for start in range(0, size, limit):
+                yield [None if part is None else part[start : start + limit] for part in flat]
+            continue
         same_place = not waiting or _kin(waiting[0]) == (dtype, present[0].device)
         if waiting and (waiting_size + size > limit or not same_place):
             yield emit()
             waiting, waiting_size = [], 0
-        if size > limit:
-            for start in range(0, size, limit):
-                yield [None if part is None else part[start : start + limit] for part in flat]
-        elif size:
+        if size:
             waiting.append(flat)
             waiting_size += size
     if waiting:

@@ -31,7 +31,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One metric over a run: `steps` (N,) int64 in writing order, and `values` (N,) float64."""
+    """One metric over a run: `steps` (N,) int64 and `values` (N,) float64.
+
+    As a `Run` gives it, sorted by step, each step once.
+    """
 
     steps: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from lossdoctor.probe.neutrality import Autocast, batch_coupled, evaluation, same_buffers, same_randomness
+from lossdoctor.probe.neutrality import (
+    Autocast,
+    batch_coupled,
+    evaluation,
+    every_module,
+    same_buffers,
+    same_randomness,
+    stochastic,
+)
 
 
 def streams() -> tuple[float, float, float]:
@@ -29,7 +37,7 @@ def test_random_streams_go_on_where_they_were() -> None:
 def test_written_buffers_are_restored_though_batch_norm_does_not_count_its_writes() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = [b.clone() for b in model.buffers()]
-    with same_buffers([model, model]):
+    with same_buffers(every_module([model, model])):
         model(torch.randn(8, 3))
         assert not torch.equal(model[1].running_mean, before[0])
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
@@ -56,9 +64,16 @@ def test_every_submodule_gets_its_own_mode_back() -> None:
 
 def test_batch_coupling_is_a_training_batch_norm() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    assert batch_coupled([model])
-    assert not batch_coupled([model.eval()])
+    assert batch_coupled(every_module([model]))
+    assert not batch_coupled(every_module([model.eval()]))
     assert not batch_coupled([nn.LayerNorm(2)])
+
+
+def test_stochastic_is_a_training_dropout() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    assert stochastic(every_module([model]))
+    assert not stochastic(every_module([model.eval()]))
+    assert not stochastic([nn.Dropout(0.0)])
 
 
 def test_autocast_state_is_entered_again_without_its_cache() -> None:

@@ -81,7 +81,7 @@ class Doctor:
             model=model,
             optimizers=_optimizers(optimizer),
             heads=check_heads(model, heads or {}),
-            modules=[m for m in (model, *(heads or {}).values(), teacher, ema) if m is not None],
+            tops=[m for m in (model, *(heads or {}).values(), teacher, ema) if m is not None],
             ema=shadow_watch("ema", ema, model),
             teacher=shadow_watch("teacher", teacher, model),
             kinds=checked_kinds(kinds or {}),
@@ -235,13 +235,8 @@ class Doctor:
             return values
         self._rolled_out = True
         with self._out.guard("endpoint"):
-            modules = [*self._patient.modules, *owner_of(velocity)]
-            with (
-                neutrality.same_randomness(z0.device),
-                neutrality.same_buffers(modules),
-                neutrality.evaluation(modules),
-                torch.no_grad(),
-            ):
+            tops = [*self._patient.tops, *owner_of(velocity)]
+            with neutrality.undisturbed(neutrality.every_module(tops), None), neutrality.evaluation(tops):
                 readings = metrics.endpoint.measure.deferred(
                     z0.detach(),
                     z1.detach(),
@@ -399,8 +394,8 @@ class Doctor:
         batch = self._last_flow
         if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
             return
-        modules, calls = [*self._patient.modules, *owner_of(batch.velocity)], 3 * sum(_STEPS) + 8 * max(_STEPS)
-        with neutrality.undisturbed(modules, None), neutrality.evaluation(modules):
+        tops, calls = [*self._patient.tops, *owner_of(batch.velocity)], 3 * sum(_STEPS) + 8 * max(_STEPS)
+        with neutrality.undisturbed(neutrality.every_module(tops), None), neutrality.evaluation(tops):
             started = time.perf_counter()
             float(batch.velocity(batch.z0, batch.t_like, batch.cond).sum())
             seconds = calls * (time.perf_counter() - started)

@@ -26,22 +26,33 @@ from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
 
+RECOUNT = 20
+"""Due steps after which the model is walked through anew."""
 _LINEARITY = "linearity error"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Patient:
-    """What is examined, the same for every step."""
+    """What is examined, the same for every step.
+
+    tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
+    parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
+    """
 
     model: nn.Module
     optimizers: tuple[Optimizer, ...]
     heads: Mapping[str, nn.Module]
-    modules: Sequence[nn.Module]
+    tops: Sequence[nn.Module]
     ema: ShadowWatch | None
     teacher: ShadowWatch | None
     kinds: Mapping[str, str]
     linearity: Linearity = field(default_factory=Linearity)
+    modules: tuple[nn.Module, ...] = ()
+    _map: ParameterMap | None = None
+    _sign: tuple[Any, ...] = ()
+    _everything: tuple[nn.Parameter, ...] = ()
+    _age: int = 0
 
     def kind(self, loss: str) -> str:
         """What a loss means: "distill", "kl", "velocity" or "other"."""
@@ -52,9 +63,20 @@ class Patient:
         found = [value for name, value in values.items() if self.kind(name) == kind]
         return found[0] if len(found) == 1 else None
 
-    def parameters(self) -> ParameterMap:
-        """The trainable parameters as they are now."""
-        return parameter_map(self.model, self.heads, self.optimizers)
+    def look(self) -> ParameterMap:
+        """The trainable parameters, and `modules`, as they are now."""
+        self._age += 1
+        sign = self._signature()
+        if self._map is None or sign != self._sign or self._age >= RECOUNT:
+            self._everything = tuple(self.model.parameters())
+            self._map = parameter_map(self.model, self.heads, self.optimizers)
+            self.modules = neutrality.every_module(self.tops)
+            self._sign, self._age = self._signature(), 0
+        return self._map
+
+    def _signature(self) -> tuple[Any, ...]:
+        stepped = tuple(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
+        return (*stepped, *(p.requires_grad for p in self._everything))
 
     def arm(self) -> None:
         """Remember the slow copies before their next update."""
@@ -91,7 +113,7 @@ class Examination:
                 # The last gradients are gone and nothing stepped: GradScaler skipped a step. Only this batch counts.
                 self.capture, self._ledger = self.capture.latest(), None
             if self._ledger is None:
-                self._ledger = Ledger(self.patient.parameters(), self.patient.linearity)
+                self._ledger = Ledger(self.patient.look(), self.patient.linearity)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             one = torch.ones((), device=next(iter(losses.values())).device)
             self._ledger.observe(
@@ -126,8 +148,11 @@ class Examination:
                 if error is not None:
                     self.readings[_LINEARITY] = error
         flow = self.capture.flow()
-        owner = owner_of(flow.velocity) if flow else []
-        modules = [*self.patient.modules, *owner]
+        if self._ledger is None:
+            self.patient.look()
+        owners = owner_of(flow.velocity) if flow else []
+        known = set(map(id, self.patient.modules))
+        modules = [*self.patient.modules, *neutrality.every_module(m for m in owners if id(m) not in known)]
         if flow is not None:
             samples = len(flow.v_pred)
             self.out.tell("probes", "samples", metrics.probes.sub_batch(samples))
@@ -153,7 +178,7 @@ class Examination:
         """Remember what the optimizer is about to change."""
         with self.out.guard("steps"):
             if self._watch is None:
-                where = self._ledger.where if self._ledger else self.patient.parameters()
+                where = self._ledger.where if self._ledger else self.patient.look()
                 self._watch = UpdateWatch(where, self.patient.heads)
             self._watch.before_step(optimizer)
 

@@ -90,6 +90,8 @@ class Outlet:
         """Flush and close sinks and run."""
         for sink in self._sinks:
             sink.close()
+            if sink.dropped:
+                self._writer.event("dropped", step=self.step, sink=sink.name, count=sink.dropped)
         self._writer.close()
 
     def _sink_failed(self, name: str, error: BaseException) -> None:

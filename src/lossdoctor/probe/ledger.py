@@ -158,14 +158,15 @@ class Ledger:
         rows = [self.rows.get(name, silent) for name in names]
         k, extra = len(names), self._combination()
         parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
-        for (labels, derived_reaches), indices in self._groups().items():
+        for (labels, derived_reaches, alone), indices in self._groups(rows).items():
             pieces = [[row[i] for i in indices] for row in (*rows, self.total)]
             combination = [extra if derived_reaches else [0.0] * (k + 1)] if extra else []
             touched = tuple(
                 derived_reaches if name == self.derived else any(p is not None for p in row)
                 for name, row in zip(names, pieces[:k], strict=True)
             )
-            parts.append((labels, linalg.gram(pieces, combination), touched))
+            part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
+            parts.append((labels, part, touched))
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}
@@ -194,14 +195,23 @@ class Ledger:
             return [*(-weight / w if name in self.rows else 0.0 for name, weight in self.losses.items()), 1.0 / w]
         return [*(-weight for weight in self.losses.values()), 1.0] if self.calibrating else []
 
-    def _groups(self) -> dict[tuple[tuple[str, ...], bool], list[int]]:
-        """Parameters that are reported together, split by whether the derived loss reaches them."""
+    def _groups(self, rows: Sequence[linalg.Pieces]) -> dict[tuple[tuple[str, ...], bool, bool], list[int]]:
+        """Parameters that are reported together, by labels, whether the derived loss reaches them, and whether no
+        measured loss does: there the total alone is known."""
         always = [True] * len(self.where.parameters)
         reach = always if self.derived is None else self.linearity.reach[self.derived]
-        groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+        groups: dict[tuple[tuple[str, ...], bool, bool], list[int]] = {}
         for index, (labels, reaches) in enumerate(zip(self.where.labels, reach, strict=True)):
-            groups.setdefault((labels, reaches), []).append(index)
+            alone = all(row[index] is None for row in rows)
+            groups.setdefault((labels, reaches, alone), []).append(index)
         return groups
+
+    def _gram_of_total(self, total: linalg.Pieces, combination: Sequence[Sequence[float]]) -> Tensor:
+        """The same as `linalg.gram` when all rows but the total are zero: one norm, and multiples of it."""
+        k = len(self.losses)
+        square = linalg.norms([piece for piece in total if piece is not None]).double().square().sum()
+        factors = torch.tensor([0.0] * k + [1.0] + [c[k] for c in combination], dtype=torch.float64)
+        return factors.outer(factors).to(square.device) * square
 
     def _unit(self, whole: Tensor, weights: Sequence[float]) -> Tensor:
         """What the Gram entries are multiplied with: 1 / scale^2, and the factor of a foreign backward."""

@@ -29,12 +29,12 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put all buffers (BatchNorm statistics, counters) back at the end.
+    """Put the buffers (BatchNorm statistics, counters) of the given modules, each for itself, back at the end.
 
     Version counters cannot tell which were written: BatchNorm moves its statistics without counting. Writing through
     `.data` does not count either, so a buffer that the graph has saved for its backward stays valid.
     """
-    buffers = list({id(b): b for module in modules for b in module.buffers()}.values())
+    buffers = list({id(b): b for m in modules for b in m._buffers.values() if b is not None}.values())
     before = [buffer.detach().clone() for buffer in buffers]
     try:
         yield
@@ -44,12 +44,11 @@ def same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode afterwards."""
-    tops = list(modules)
-    before = [(module, module.training) for top in tops for module in top.modules()]
-    for top in tops:
-        top.eval()
+def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode inside, for the modules and everything in them; each one's own mode afterwards."""
+    before = [(module, module.training) for module in every_module(modules)]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
@@ -84,20 +83,23 @@ class Autocast:
 @contextlib.contextmanager
 def undisturbed(modules: Sequence[nn.Module], precision: Autocast | None) -> Iterator[None]:
     """Everything an extra forward needs to leave no trace, in the given precision; modes stay as they are."""
-    device = next((p.device for module in modules for p in module.parameters()), torch.device("cpu"))
+    found = (p.device for module in modules for p in module._parameters.values() if p is not None)
+    device = next(found, torch.device("cpu"))
     precision = precision or Autocast(())
     with same_randomness(device), same_buffers(modules), precision.again(), torch.no_grad():
         yield
 
 
 def batch_coupled(modules: Iterable[nn.Module]) -> bool:
-    """Whether a sample's output depends on the other samples now: a BatchNorm in training mode."""
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    return any(m.training and isinstance(m, norms) for module in modules for m in module.modules())
+    """Whether a sample's output depends on the other samples now: a BatchNorm in training mode is among the modules."""
+    return any(m.training and isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
 
 
 def stochastic(modules: Iterable[nn.Module]) -> bool:
-    """Whether some module draws random numbers now, as far as modules tell: dropout in training mode."""
-    dropouts = (nn.modules.dropout._DropoutNd,)
-    found = (m for module in modules for m in module.modules())
-    return any(m.training and isinstance(m, dropouts) and m.p > 0 for m in found)
+    """Whether one of the modules draws random numbers now, as far as they tell: dropout in training mode."""
+    return any(m.training and isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules)
+
+
+def every_module(tops: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """The modules themselves and everything inside them, each once."""
+    return tuple({id(m): m for top in tops for m in top.modules()}.values())

@@ -30,6 +30,7 @@ class UpdateWatch:
     _delta_norm: dict[int, Tensor] = field(default_factory=dict)
     _grad_norm: dict[int, Tensor] = field(default_factory=dict)
     _group: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _moved: set[int] = field(default_factory=set)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Copy what `optimizer` is about to change, and the norms of the gradients it sees."""
@@ -50,13 +51,15 @@ class UpdateWatch:
     def after_step(self, optimizer: Optimizer) -> None:
         """Turn the copies into theta_before - theta_after, in place."""
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        indices = [i for i in self.before if id(self.where.parameters[i]) in mine and i not in self._delta_norm]
+        indices = [i for i in self.before if id(self.where.parameters[i]) in mine and i not in self._moved]
+        in_heads = {id(p) for head in self.heads.values() for p in head.parameters()}
+        reported = [i for i in indices if id(self.where.parameters[i]) in in_heads]
+        copies = [self.before[i] for i in reported]
+        self._before_norm.update(zip(reported, linalg.norms(copies), strict=True))
         with torch.no_grad():
-            copies = [self.before[i] for i in indices]
-            self._before_norm.update(zip(indices, linalg.norms(copies), strict=True))
-            for i, copy in zip(indices, copies, strict=True):
-                copy.sub_(self.where.parameters[i].detach())
-            self._delta_norm.update(zip(indices, linalg.norms(copies), strict=True))
+            torch._foreach_sub_([self.before[i] for i in indices], [self.where.parameters[i] for i in indices])
+        self._delta_norm.update(zip(reported, linalg.norms(copies), strict=True))
+        self._moved.update(indices)
 
     def settle(self, ledger: Ledger | None, gradients: Gradients | None) -> Updates:
         """Everything about the step, once all optimizers that take part have moved."""
@@ -125,21 +128,21 @@ class ShadowWatch:
         old, self._old = self._old, None
         with torch.no_grad():
             new = [p.detach() for p in self.follower]
-            moved = _square([a - b for a, b in zip(new, old, strict=True)])
+            old_square = _square(old)
             if self.live is None:
-                return Shadow(moved=moved, old=_square(old))
-            live = [p.detach() for p in self.live]
-            return Shadow(
-                moved=moved,
-                old=_square(old),
-                gap=_square([a.to(b) - b for a, b in zip(live, old, strict=True)]),
-                distance=_square([a.to(b) - b for a, b in zip(live, new, strict=True)]),
-                live=_square(live),
-            )
+                torch._foreach_sub_(old, new)
+                return Shadow(moved=_square(old), old=old_square)
+            live = [p.detach().to(q) for p, q in zip(self.live, new, strict=True)]
+            # Differences are formed before their norms, and in place: old becomes old - live, then old - new.
+            torch._foreach_sub_(old, live)
+            gap, apart = _square(old), torch._foreach_sub(new, live)
+            distance = _square(apart)
+            torch._foreach_sub_(old, apart)
+            return Shadow(moved=_square(old), old=old_square, gap=gap, distance=distance, live=_square(live))
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:
-    return linalg.norms(tensors).square().sum()
+    return linalg.norms(tensors).double().square().sum()
 
 
 def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:

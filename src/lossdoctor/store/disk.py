@@ -1,0 +1,178 @@
+"""The reading end of one `run.db`. It only reads: a run may be looked at while it is being written."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lossdoctor.errors import RunError, mismatch
+from lossdoctor.record import Series
+from lossdoctor.store.database import check_version, not_ours
+from lossdoctor.store.folder import Folder
+from lossdoctor.store.layout import FULL, NOTHING, TIME, decode, encode, join, turn, unpack
+
+_BUSY_SECONDS = 10.0
+_MAGIC = b"SQLite format 3\0"
+
+
+class DiskSource:
+    """One rank of a run folder. Raises RunError for whatever is wrong with it, when opened or at any later access."""
+
+    def __init__(self, path: Path, rank: int | None = None) -> None:
+        self._folder = Folder.of(path, rank)
+        self._file = self._folder.database
+        self._check_header(path)
+        self._lock = threading.Lock()
+        self._tail: dict[int, Series] = {}
+        self._tail_state: int | None = None
+        with self._damage_told():
+            # A path as URI cannot smuggle in options; mode=ro never creates, changes or repairs a file.
+            self._db = sqlite3.connect(
+                self._file.absolute().as_uri() + "?mode=ro",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        weakref.finalize(self, self._db.close)
+        with self._damage_told():
+            if not check_version(self._db, self._file):
+                raise RunError(self._empty())
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._folder.path
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that have a file in the folder."""
+        with self._damage_told():
+            return self._folder.ranks
+
+    def names(self) -> list[str]:
+        """All metric names, in the order they appeared."""
+        return list(self._numbers_of())
+
+    def points(self, name: str) -> Series | None:
+        """One metric, in writing order."""
+        with self._reading() as db:
+            found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
+            return None if found is None else self._points(found[0])
+
+    def times(self) -> Series:
+        """The wall clock of every record."""
+        with self._reading():
+            return self._points(TIME)
+
+    def fulls(self) -> Series:
+        """1 for every record measured in full, 0 for the others."""
+        with self._reading():
+            return self._points(FULL)
+
+    def at(self, step: int) -> dict[str, float]:
+        """Every metric that has a value at this step."""
+        names = self._numbers_of()
+        with self._reading():
+            found = {name: self._value(number, step) for name, number in names.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def meta(self) -> dict[str, Any]:
+        """The contents of `meta.json`."""
+        return self._folder.read_meta()
+
+    def events(self) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines of this rank's events, and the number of torn ones."""
+        return self._folder.read_events()
+
+    def _numbers_of(self) -> dict[str, int]:
+        with self._reading() as db:
+            return {decode(name): number for number, name in db.execute("SELECT id, name FROM metric ORDER BY id")}
+
+    def _points(self, column: int) -> Series:
+        chunks = self._db.execute(
+            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? ORDER BY id", (column,)
+        )
+        tail = self._turned_tail().get(column, NOTHING)
+        # A copy of the tail: it is kept for the next reading, and what a reader gets is the reader's.
+        return join((unpack(chunks.fetchall()), Series(tail.steps.copy(), tail.values.copy())))
+
+    def _value(self, column: int, step: int) -> float | None:
+        """The value written last for one step, without reading the whole series."""
+        newest_first = self._db.execute(
+            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
+            " ORDER BY id DESC",
+            (column, step, step),
+        )
+        tail = self._turned_tail().get(column, NOTHING)
+        for points in itertools.chain([tail], (unpack([chunk]) for chunk in newest_first)):
+            here = points.values[points.steps == step]
+            if len(here):
+                return float(here[-1])
+        return None
+
+    def _turned_tail(self) -> dict[int, Series]:
+        (state,) = self._db.execute("PRAGMA data_version").fetchone()
+        if state != self._tail_state:
+            self._tail = turn(self._db.execute("SELECT step, columns, numbers FROM tail ORDER BY id").fetchall())
+            self._tail_state = state
+        return self._tail
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One consistent state of the file: a point moves from the tail into a chunk at once, or not at all."""
+        with self._lock, self._damage_told():
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            raise RunError(
+                mismatch(
+                    "The run file cannot be read.",
+                    "a whole file written by lossdoctor, and leave to read it",
+                    f"{self._file}: {error}",
+                    "copy the folder again, to a place that can be written and with all its files (run.db-wal "
+                    "belongs to it), or go back to an older copy",
+                )
+            ) from error
+
+    def _check_header(self, path: Path) -> None:
+        if not self._file.is_file():
+            other = ""
+            if self._folder.path.is_dir() and self._folder.ranks:
+                other = f"; the folder has rank {', '.join(map(str, self._folder.ranks))}"
+            raise RunError(
+                mismatch(
+                    "There is no run here.",
+                    f"a folder with a file {self._file.name}",
+                    f"{path}" + ("" if path.exists() else ", which does not exist") + other,
+                    "pass the folder given to Doctor(run=...), and the rank if it is not 0",
+                )
+            )
+        with self._damage_told():
+            with open(self._file, "rb") as file:
+                head = file.read(len(_MAGIC))
+            size = os.path.getsize(self._file)
+        if not size:
+            raise RunError(self._empty())
+        if head != _MAGIC:
+            raise not_ours(self._file, "no SQLite file")
+
+    def _empty(self) -> str:
+        return mismatch(
+            "The run file is empty.", "at least its tables", str(self._file), "choose another run: this one never began"
+        )

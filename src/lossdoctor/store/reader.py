@@ -1,0 +1,150 @@
+"""A run, read: the same door to a run on disk, one still being written, and one kept in memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.record import Series
+from lossdoctor.store.disk import DiskSource
+from lossdoctor.store.layout import resolve
+
+
+class UnknownMetricError(UsageError, KeyError):
+    """The run has no metric of this name."""
+
+    __str__ = Exception.__str__  # KeyError would show the text as a repr, on one line
+
+
+class Source(Protocol):
+    """Where a run's records come from. Points are in writing order, a step twice where it was written twice."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, if there is one."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that can be read there."""
+
+    def names(self) -> list[str]:
+        """All metric names."""
+
+    def points(self, name: str) -> Series | None:
+        """One metric; None when there is none of this name."""
+
+    def times(self) -> Series:
+        """The wall clock of every record."""
+
+    def fulls(self) -> Series:
+        """1 for every record measured in full, 0 for the others."""
+
+    def at(self, step: int) -> dict[str, float]:
+        """Every metric that has a value at this step, the one written last."""
+
+    def meta(self) -> dict[str, Any]:
+        """What the run is."""
+
+    def events(self) -> tuple[list[dict[str, Any]], int]:
+        """What happened, in order, and how many events are unreadable."""
+
+
+class Run(Mapping[str, Series]):
+    """The records of a run: a mapping of metric names, sorted, to their `Series`.
+
+    A series is sorted by step and has each step once: where training went back to a checkpoint and wrote a step again,
+    the value written last counts. A run that is still being written is read as it is at each access. Reading raises
+    RunError when the file turns out to be damaged.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, rank: int | None = None) -> Run:
+        """Open a run by its folder, or by a run file in it. Works while it is being written.
+
+        rank: which process of a distributed run, by default 0 or the one of the file given. Raises RunError when there
+        is no run, when the file is of another program or format, or when it is damaged.
+        """
+        return cls(DiskSource(Path(path), rank))
+
+    def __getitem__(self, name: str) -> Series:
+        points = self._source.points(name) if isinstance(name, str) else None
+        if points is None:
+            near = difflib.get_close_matches(str(name), self, n=3)
+            raise UnknownMetricError(
+                mismatch(
+                    "The run has no such metric.",
+                    f"one of {', '.join(map(repr, near))}" if near else f"one of its {len(self)} metrics",
+                    repr(name),
+                    "list(run) gives all names; a metric that was never defined is absent",
+                )
+            )
+        return resolve(points)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._source.names()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source.names()
+
+    def __len__(self) -> int:
+        return len(self._source.names())
+
+    # A run is not a set of numbers: two runs are the same only if they are one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<Run {str(self.path) if self.path else 'in memory'}: {len(self)} metrics>"
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of the run; None when it is kept in memory."""
+        return self._source.path
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that have a file in the folder: `Run.open(path, rank=1)`."""
+        return self._source.ranks
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the run is, as in `meta.json`; empty when there is no such file."""
+        return self._source.meta()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order; each has `kind` and `time`, most have `step`."""
+        return self._source.events()[0]
+
+    @property
+    def torn_events(self) -> int:
+        """How many lines of `events.jsonl` are cut off or damaged, and missing in `events`."""
+        return self._source.events()[1]
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """The steps measured in full, sorted, each once."""
+        fulls = self._source.fulls()
+        there = fulls.values != 0.0
+        return resolve(Series(fulls.steps[there], fulls.values[there])).steps
+
+    @property
+    def times(self) -> Series:
+        """The wall clock of every step that has a record, in seconds since the epoch."""
+        return resolve(self._source.times())
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Everything measured at the last full step; empty when there is none."""
+        steps = self.steps
+        return dict(sorted(self._source.at(int(steps[-1])).items())) if len(steps) else {}
