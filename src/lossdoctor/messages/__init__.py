@@ -1,0 +1,54 @@
+"""What users read, in their language: one JSON catalogue per language, keyed by code, filled in with `str.format`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from importlib import resources
+
+from lossdoctor.errors import UsageError, mismatch
+
+_LANGUAGES = ("en", "zh-CN")
+
+
+def languages() -> tuple[str, ...]:
+    """The languages there is a catalogue for; the first is the default."""
+    return _LANGUAGES
+
+
+def text(key: str, lang: str = "en", **params: object) -> str:
+    """The message `key` in a language, with its {placeholders} filled in.
+
+    Raises UsageError for an unknown language, KeyError for a message or a placeholder that is missing: a mistake in the
+    program, which the tests look for.
+    """
+    catalogue = _catalogue(lang)
+    if key not in catalogue:
+        raise KeyError(f"no message {key!r}; add it to messages/{lang}.json and to the other languages")
+    try:
+        return catalogue[key].format(**params)
+    except KeyError as missing:
+        raise KeyError(f"message {key!r} needs the parameter {missing}, and got {sorted(params)}") from missing
+
+
+def keys(lang: str = "en") -> tuple[str, ...]:
+    """All message keys of a language, in the order of its catalogue."""
+    return tuple(_catalogue(lang))
+
+
+def default_language() -> str:
+    """The language of the locale: the first of LC_ALL, LC_MESSAGES and LANG that is set, as POSIX has it."""
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+    return "zh-CN" if locale.lower().startswith("zh") else "en"
+
+
+@functools.cache
+def _catalogue(lang: str) -> dict[str, str]:
+    if lang not in _LANGUAGES:
+        raise UsageError(
+            mismatch("unknown language", " | ".join(_LANGUAGES), repr(lang), f"choose one, such as {_LANGUAGES[0]!r}")
+        )
+    source = resources.files(__name__).joinpath(f"{lang}.json")
+    catalogue: dict[str, str] = json.loads(source.read_text(encoding="utf-8"))
+    return catalogue

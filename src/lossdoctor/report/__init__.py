@@ -1,0 +1,1 @@
+"""What people read about a run: one digest, and one file per form it is given in."""
