@@ -10,7 +10,7 @@ demo: $(VENV)/.demo  ## train the reference system with all three losses, measur
 	$(BIN)/lossdoctor demo $(ARGS)
 
 test: $(VENV)/.dev  ## the whole test suite, one full demo included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: format lint types docs test  ## everything that must be green before a change lands
 

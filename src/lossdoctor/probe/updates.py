@@ -119,30 +119,40 @@ class ShadowWatch:
     def arm(self) -> None:
         """Remember the copy as it is before its next update."""
         with torch.no_grad():
-            self._old = [p.detach().clone() for p in self.follower]
+            self._old = [_long(p).clone() for p in self.follower]
 
     def settle(self) -> Shadow | None:
         """What moved since `arm`; None when nothing was remembered. The live weights must still be those followed."""
         if self._old is None:
             return None
         old, self._old = self._old, None
+        squares: dict[str, list[Tensor]] = {"moved": [], "old": []}
+        if self.live is not None:
+            squares |= {"gap": [], "distance": [], "live": []}
+        # One parameter after the other, in place, so that it is still in the cache for its next product.
         with torch.no_grad():
-            new = [p.detach() for p in self.follower]
-            old_square = _square(old)
-            if self.live is None:
-                torch._foreach_sub_(old, new)
-                return Shadow(moved=_square(old), old=old_square)
-            live = [p.detach().to(q) for p, q in zip(self.live, new, strict=True)]
-            # Differences are formed before their norms, and in place: old becomes old - live, then old - new.
-            torch._foreach_sub_(old, live)
-            gap, apart = _square(old), torch._foreach_sub(new, live)
-            distance = _square(apart)
-            torch._foreach_sub_(old, apart)
-            return Shadow(moved=_square(old), old=old_square, gap=gap, distance=distance, live=_square(live))
+            for i, (before, now) in enumerate(zip(old, self.follower, strict=True)):
+                after = _long(now)
+                squares["old"].append(_square(before))
+                if self.live is not None:
+                    live = _long(self.live[i]).to(after)
+                    apart = after - live
+                    squares["gap"].append(_square(before.sub_(live)))
+                    squares["distance"].append(_square(apart))
+                    squares["live"].append(_square(live))
+                    after = apart
+                squares["moved"].append(_square(before.sub_(after)))
+        return Shadow(**{name: torch.stack(parts).sum() for name, parts in squares.items()})
 
 
-def _square(tensors: Sequence[Tensor]) -> Tensor:
-    return linalg.norms(tensors).double().square().sum()
+def _long(tensor: Tensor) -> Tensor:
+    """One parameter as a vector, float32 or wider."""
+    flat = tensor.detach().reshape(-1)
+    return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+
+
+def _square(vector: Tensor) -> Tensor:
+    return torch.dot(vector, vector).double()
 
 
 def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:
