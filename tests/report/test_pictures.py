@@ -55,8 +55,11 @@ def test_axes_are_chosen_by_what_is_shown(whole_run: Run, drawn: list[Figure]) -
     assert axes["loss/flow"].get_yscale() == "linear"
     assert axes["velocity cosine (1: perfect)"].get_yscale() == "linear"
     assert len(axes["velocity error by t, at the end"].patches) == 10
-    labels = [t.get_text() for t in axes["endpoint rmse by solver steps"].get_legend().get_texts()]
-    assert labels == ["8", "16", "32", "64"]
+    endpoint = axes["endpoint error by solver steps, at the end"]
+    assert [list(line.get_xdata()) for line in endpoint.get_lines()] == [[8, 16, 32, 64]] * 2
+    distance = axes["endpoint sliced W2 by solver steps"]
+    labels = {text.get_text() for text in distance.get_legend().get_texts()}
+    assert labels == {"flow/endpt_sw", "flow/endpt_sw_floor"}
 
 
 def test_a_loss_has_one_colour_everywhere(whole_run: Run, drawn: list[Figure]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ _WIDE = 20.0
 """A positive curve that spans more than this factor is drawn on a log axis."""
 _ENDLESS = 1e100
 """Beyond this factor the margins of a log axis overflow."""
+_REFERENCE: dict[str, Any] = {"color": "0.6", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
 _CHINESE = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -49,7 +50,8 @@ class Panel:
     """One small plot, as planned: the patterns of metrics it holds. `code` names it in the message catalogues.
 
     reference: the value worth comparing with, if there is one. log: may have a log axis. each: one plot per metric
-    instead of one for all. profile: the values at the end over t, instead of all values over the steps.
+    instead of one for all. over: the values at the end, over the "tenth" of time or the number "K" of solver steps that
+    their names hold, instead of all values over the steps of the training.
     """
 
     code: str
@@ -57,7 +59,7 @@ class Panel:
     reference: float | None = None
     log: bool = False
     each: bool = False
-    profile: bool = False
+    over: Literal["tenth", "K"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,13 @@ PANELS = (
     Panel("nmse", ("flow/nmse",)),
     Panel("cos", ("flow/cos",), reference=1.0),
     Panel("speed", ("flow/speed_ratio",), reference=1.0),
-    Panel("times", ("flow/nmse_t{0..9}",), profile=True),
+    Panel("times", ("flow/nmse_t{0..9}",), over="tenth"),
     Panel("use", ("flow/cond_ratio", "flow/time_ratio"), reference=1.0),
     Panel("posterior", ("mu/abs_mean", "std/mean", "z_init/var"), reference=1.0),
     Panel("kl", ("kl/per_dim",), log=True),
     Panel("entropy", ("ent/teacher", "ent/student", "ent/teacher_mi")),
-    Panel("endpoint", ("flow/endpt_rmse@K",)),
-    Panel("distance", ("flow/endpt_sw@K",)),
+    Panel("endpoint", ("flow/endpt_rmse@K", "flow/endpt_rmse_shuffled@K"), over="K"),
+    Panel("distance", ("flow/endpt_sw@K", "flow/endpt_sw_floor"), over="K"),
 )
 """In reading order; a panel none of whose metrics was measured is left out."""
 
@@ -157,32 +159,54 @@ def _draw(axis: Any, plot: Plot) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="0.92", linewidth=0.6)
     axis.set_axisbelow(True)
-    if plot.panel.profile:
-        _draw_profile(axis, plot)
-        return
-    _scale(axis, plot)
-    if plot.panel.reference is not None:
-        axis.axhline(plot.panel.reference, color="0.6", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    for colour, (name, series) in enumerate(plot.curves.items(), start=plot.colour):
-        _draw_curve(axis, series, f"C{colour}", visible(_short(name)))
-    if len(plot.curves) > 1:
+    if plot.panel.over == "tenth":
+        _draw_tenths(axis, plot)
+    elif plot.panel.over == "K":
+        _draw_counts(axis, plot)
+    else:
+        _draw_curves(axis, plot)
+    if len(axis.get_legend_handles_labels()[1]) > 1:
         axis.legend(fontsize=6.5, frameon=False, handlelength=1.0, labelspacing=0.2, borderaxespad=0.2)
 
 
-def _draw_curve(axis: Any, series: Series, colour: str, label: str) -> None:
-    medians = block_medians(series, _POINTS)
-    if len(medians) < len(series):
-        axis.plot(series.steps, series.values, color=colour, alpha=0.2, linewidth=0.6, zorder=2, rasterized=True)
-    marker = "o" if len(medians) < _FEW else None
-    axis.plot(medians.steps, medians.values, color=colour, linewidth=1.4, marker=marker, markersize=3, label=label)
+def _draw_curves(axis: Any, plot: Plot) -> None:
+    """All values over the steps, faintly, and their medians."""
+    _scale(axis, plot)
+    if plot.panel.reference is not None:
+        axis.axhline(plot.panel.reference, **_REFERENCE)
+    for place, (name, series) in enumerate(plot.curves.items(), start=plot.colour):
+        colour, medians = f"C{place}", block_medians(series, _POINTS)
+        if len(medians) < len(series):
+            axis.plot(series.steps, series.values, color=colour, alpha=0.2, linewidth=0.6, zorder=2, rasterized=True)
+        marker = "o" if len(medians) < _FEW else None
+        label = visible(_short(name))
+        axis.plot(medians.steps, medians.values, color=colour, linewidth=1.4, marker=marker, markersize=3, label=label)
 
 
-def _draw_profile(axis: Any, plot: Plot) -> None:
-    """One bar per tenth of [0, 1], at its place in time, not over the steps."""
-    now = {_short(name): ends(series.values)[1] for name, series in plot.curves.items()}
-    axis.bar([int(tenth) / 10 + 0.05 for tenth in now], list(now.values()), width=0.085, color="C0", alpha=0.75)
+def _draw_tenths(axis: Any, plot: Plot) -> None:
+    """One bar per tenth of [0, 1], at its place in time."""
+    now = {int(_short(name)): ends(series.values)[1] for name, series in plot.curves.items()}
+    axis.bar([tenth / 10 + 0.05 for tenth in now], list(now.values()), width=0.085, color="C0", alpha=0.75)
     axis.set_xlim(0, 1)
     axis.set_xlabel("t", fontsize=8, labelpad=1)
+
+
+def _draw_counts(axis: Any, plot: Plot) -> None:
+    """One line per metric over the number of solver steps; a metric without that number is a level to compare with."""
+    lines: dict[str, dict[int, float]] = {}
+    for name, series in plot.curves.items():
+        base, count = _by_number(name)
+        now = ends(series.values)[1]
+        if count:
+            lines.setdefault(base, {})[count] = now
+        else:
+            axis.axhline(now, label=visible(name), **_REFERENCE)
+    for base, values in lines.items():
+        axis.plot(list(values), list(values.values()), linewidth=1.4, marker="o", markersize=3, label=visible(base))
+    counts = sorted({count for values in lines.values() for count in values})
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.set_xticks([], minor=True)
 
 
 def _scale(axis: Any, plot: Plot) -> None:

@@ -1,0 +1,250 @@
+"""`lossdoctor demo`: train the reference system under a Doctor, and lay out what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import operator
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lossdoctor import config as configuration
+from lossdoctor.cli.folders import chosen, next_free
+from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.errors import LossDoctorWarning, MissingExtraError, UsageError, mismatch
+from lossdoctor.messages import text
+
+# Everything heavy is imported where it is used: `lossdoctor demo --help` must not wait for torch.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lossdoctor.cli.progress import Phases
+    from lossdoctor.cli.results import Results
+    from lossdoctor.reference import Digits, Progress, ReferenceConfig, Trainer
+    from lossdoctor.store import Run
+
+HOME = Path("runs/demo")
+EVERY, LEAST = 50, 50
+"""Every 50th step is measured in full, but at least 50 steps of a short run."""
+PER_DIGIT, SHOWN_PER_DIGIT = 24, 6
+_COUNTS = (
+    "train.steps",
+    "train.batch",
+    "train.evaluate_every",
+    "train.progress_every",
+    "autoencoder.steps",
+    "autoencoder.batch",
+)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+@click.command("demo")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N")
+@click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]))
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE")
+@global_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    out: Path | None,
+    steps: int | None,
+    seed: int | None,
+    device: str | None,
+    config_file: Path | None,
+    changes: tuple[str, ...],
+) -> None:
+    """Its help text is in the message catalogues."""
+    for package, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "demo", "The demo")
+    given = {"train.steps": steps, "seed": seed, "device": device}
+    lang, folder = settings(ctx).lang, None
+    try:
+        config = configured(config_file, changes, {name: value for name, value in given.items() if value is not None})
+        folder = next_free(HOME) if out is None else chosen(out)
+        ctx.exit(run(config, folder, settings(ctx)))
+    except KeyboardInterrupt:
+        click.echo(text("demo.stopped", lang) if folder is None else text("demo.stopped_at", lang, folder=folder))
+        ctx.exit(INTERRUPTED)
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only an empty one goes
+
+
+def configured(file: Path | None, changes: Sequence[str], options: dict[str, Any]) -> ReferenceConfig:
+    """Settings of the reference system: its own, over them the file's, over them --set, over them the other options."""
+    from lossdoctor.reference.config import ReferenceConfig
+
+    config = ReferenceConfig() if file is None else configuration.load(ReferenceConfig, file)
+    config = configuration.override(config, configuration.assignments(changes) | options)
+    for name in _COUNTS:
+        if (count := operator.attrgetter(name)(config)) < 1:
+            raise UsageError(
+                mismatch(f"{name} is a count.", "1 or more", str(count), f"give --set {name}=N with N >= 1")
+            )
+    return configuration.override(config, {"device": _device(config.device)})
+
+
+def _device(asked: str) -> str:
+    """The device meant, after a look whether it is there."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros((), device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        got = f"{asked!r}: {str(error).splitlines()[0]}"
+        todo = "use --device auto, which takes a GPU where there is one"
+        raise UsageError(mismatch("This torch cannot use that device.", "cpu, cuda or auto", got, todo)) from error
+    return asked
+
+
+def run(config: ReferenceConfig, folder: Path, settings: Settings) -> int:
+    """Train, measure, lay out. Returns the exit code: 0, 2 when a result could not be written, 130 after Ctrl-C."""
+    from lossdoctor.cli.progress import Phases
+    from lossdoctor.cli.results import Results
+    from lossdoctor.reference import Trainer
+    from lossdoctor.report.digest import digest
+    from lossdoctor.report.terminal import Summary
+
+    console, lang, results = settings.console(), settings.lang, Results(folder)
+    with _warnings_told(console, lang), Phases(console, lang) as phases:
+        phases.say(text("demo.begin", lang, folder=folder))
+        trainer = Trainer(config)
+        record, evaluation, interrupted = _train(trainer, folder, phases)
+        notes = [*_held_out(evaluation, lang), *_sample(trainer, phases, results, lang)]
+        _lay_out(trainer, record, results, notes, lang)
+    console.print(Summary(digest(record), lang))
+    return _end(console, results, notes, interrupted=interrupted, lang=lang)
+
+
+def _train(trainer: Trainer, folder: Path, phases: Phases) -> tuple[Run, dict[str, float], bool]:
+    """The run, what the evaluation found, and whether Ctrl-C ended it early."""
+    from lossdoctor.doctor import Doctor
+
+    def show(progress: Progress) -> None:
+        phases.at(progress.phase, progress.step, progress.total, progress.losses)
+        if (progress.phase, progress.step) == ("train", progress.total):
+            phases.at("evaluate", 0, 1)
+
+    config, evaluation, interrupted = trainer.config, {}, False
+    every = max(1, min(EVERY, config.train.steps // LEAST))
+    meta = {"seed": config.seed, "device": config.device, "config": dataclasses.asdict(config)}
+    doctor = Doctor(**trainer.patient(), run=folder, every=every, meta=meta)
+    try:
+        with doctor:
+            summary = trainer.run(doctor=doctor, on_progress=show)
+            if summary.interrupted:
+                raise KeyboardInterrupt  # for the doctor to note it
+            evaluation = dict(summary.evaluation)
+            phases.at("evaluate", 1, 1)
+    except KeyboardInterrupt:
+        interrupted = True
+    return doctor.run, evaluation, interrupted
+
+
+def _held_out(evaluation: dict[str, float], lang: str) -> Iterator[str]:
+    from lossdoctor.report.wording import number
+
+    found = {
+        name.removeprefix("eval/"): number(value) for name, value in evaluation.items() if name.startswith("eval/")
+    }
+    if found:
+        yield text("demo.held_out", lang, values=", ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def _sample(trainer: Trainer, phases: Phases, results: Results, lang: str) -> Iterator[str]:
+    """Draw digits with what was trained, keep them, and say what a classifier makes of them."""
+    import numpy as np
+
+    from lossdoctor.reference import Judge
+    from lossdoctor.report.pictures import draw_samples
+    from lossdoctor.report.wording import percent
+
+    if not trainer.autoencoder_ready or not trainer.step:
+        yield text("demo.no_samples", lang)
+        return
+    phases.at("sample", 0, 1)
+    captions, digits = _draw(trainer)
+    images = ((digits.pictures[:, 0] + 1) / 2).clamp(0, 1).numpy().astype(np.float32)
+    results.make("samples.npz", lambda path: np.savez_compressed(path, images=images, labels=digits.labels.numpy()))
+    shown = SHOWN_PER_DIGIT * 10
+    results.make("samples.png", lambda path: draw_samples(images[:shown], captions[:shown], path))
+    verdict = Judge(trainer.training_set).judge(digits)
+    yield text("demo.judged", lang, accuracy=percent(verdict.accuracy), spread=percent(verdict.spread))
+    phases.at("sample", 1, 1)
+
+
+def _draw(trainer: Trainer) -> tuple[list[str], Digits]:
+    """PER_DIGIT pictures of each digit, ten digits to a row, in all the ways there are to ask for them."""
+    import torch
+
+    from lossdoctor.reference import Digits, captions_of
+    from lossdoctor.reference.data import stream
+
+    labels = [digit for _ in range(PER_DIGIT) for digit in range(10)]
+    ways = [captions_of(digit) for digit in range(10)]
+    captions = [ways[digit][place // 10 % len(ways[digit])] for place, digit in enumerate(labels)]
+    pictures = trainer.sampler()(captions, randomness=stream(trainer.config.seed, "samples"))
+    return captions, Digits(pictures, torch.tensor(labels))
+
+
+def _lay_out(trainer: Trainer, record: Run, results: Results, notes: Sequence[str], lang: str) -> None:
+    from lossdoctor.report.digest import digest
+    from lossdoctor.report.markdown import markdown
+    from lossdoctor.report.pictures import draw_curves
+
+    def summary(path: Path) -> None:
+        pictures = [name for name in ("samples.png", "curves.png") if name in results.made]
+        told = markdown(digest(record), title=results.folder.name, lang=lang, notes=notes, pictures=pictures)
+        path.write_text(told, encoding="utf-8")
+
+    results.make("checkpoint.pt", trainer.save)
+    results.make("config.toml", lambda path: path.write_text(configuration.dump(trainer.config), encoding="utf-8"))
+    results.make("curves.png", lambda path: draw_curves(record, path, lang))
+    results.make("summary.md", summary)
+
+
+def _end(console: Console, results: Results, notes: Sequence[str], *, interrupted: bool, lang: str) -> int:
+    """The last lines on the terminal, and the exit code."""
+    from rich.text import Text
+
+    for note in notes:
+        console.print(Text(note))
+    for name, reason in results.failed.items():
+        console.print(Text(text("demo.failed", lang, name=name, reason=reason), style="bold red"))
+    key = "demo.interrupted" if interrupted else "demo.end"
+    made = ", ".join(results.made)
+    console.print(Text(text(key, lang, folder=results.folder, made=made)), soft_wrap=True)
+    return INTERRUPTED if interrupted else 2 if results.failed else 0
+
+
+@contextlib.contextmanager
+def _warnings_told(console: Console, lang: str) -> Iterator[None]:
+    """The library's own warnings as sentences, above the progress, instead of as lines of Python."""
+    from rich.text import Text
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LossDoctorWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, LossDoctorWarning):
+                console.print(Text(text("demo.warning", lang, warning=message), style="yellow"))
+            else:
+                others(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,249 @@
+"""The training: picture autoencoder first, then the three losses at once; evaluation, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lossdoctor import config as settings
+from lossdoctor.metrics.reading import to_host
+from lossdoctor.metrics.velocity import alignment
+from lossdoctor.probe import observe
+from lossdoctor.reference import checkpoint
+from lossdoctor.reference.captions import Tokenizer
+from lossdoctor.reference.config import ReferenceConfig
+from lossdoctor.reference.data import Augmentation, CaptionBook, Digits, Loader, load_digits, split_digits, stream
+from lossdoctor.reference.distill import PictureStudent
+from lossdoctor.reference.ema import Ema
+from lossdoctor.reference.image_vae import PictureVAE, train_autoencoder
+from lossdoctor.reference.interrupt import deferred_interrupt
+from lossdoctor.reference.optim import build_optimizer, set_rate
+from lossdoctor.reference.sample import Sampler
+from lossdoctor.reference.schedule import rate
+from lossdoctor.reference.system import KINDS, System
+
+if TYPE_CHECKING:
+    from lossdoctor.doctor import Doctor
+
+_EVALUATION_DRAWS = 4  # noise, times and captions per held-out picture
+_ENDPOINT_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a phase is: finished steps of total, and the losses of the last one, unweighted."""
+
+    step: int
+    total: int
+    phase: Literal["autoencoder", "train"]
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a call of `run` ended with: finished training steps, whether it was interrupted, held-out values."""
+
+    steps: int
+    interrupted: bool = False
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Trainer:
+    """One training of the reference system; `run` does it, in as many calls as you like.
+
+    Everything random comes from streams seeded by `config.seed`; the global random state is neither used nor moved, so
+    a run depends on its configuration and the number of threads alone. digits: scikit-learn's by default.
+    """
+
+    def __init__(self, config: ReferenceConfig | None = None, digits: Digits | None = None) -> None:
+        self.config = config = config or ReferenceConfig()
+        seed, self.device = config.seed, torch.device(config.device)
+        self.training_set, self.held_out = split_digits(digits or load_digits(), config.data.held_out, seed)
+        self.tokenizer = Tokenizer()
+        pictures = self.training_set.pictures
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream(seed, "weights").initial_seed())
+            self.autoencoder = PictureVAE(config.autoencoder).requires_grad_(False).eval()
+            student = PictureStudent(config.distill, float(pictures.mean()), float(pictures.std()))
+            self.system = System(config, len(self.tokenizer), student, self.autoencoder).to(self.device)
+        self.optimizer = build_optimizer(self.system, config)
+        self.ema = Ema(self.system.generator, config.train.ema)
+        self.loader = self._loader(self.training_set, "training")
+        self.step = 0
+        self.autoencoder_ready = False
+
+    def patient(self) -> dict[str, Any]:
+        """The arguments a Doctor of this training needs: `Doctor(**trainer.patient(), run=..., every=...)`."""
+        return {
+            "model": self.system,
+            "optimizer": self.optimizer,
+            "heads": self.system.heads(),
+            "teacher": self.system.teacher,
+            "ema": self.ema.model,
+            "kinds": KINDS,
+        }
+
+    def sampler(self) -> Sampler:
+        """Draws pictures from the averaged weights, as they are at each call."""
+        return Sampler(self.ema.model, self.autoencoder, self.tokenizer, self.config.autoencoder.latent)
+
+    # Training
+
+    def run(
+        self, steps: int | None = None, *, doctor: Doctor | None = None, on_progress: OnProgress | None = None
+    ) -> Summary:
+        """Train `steps` more steps (default: all that are left of `config.train.steps`), the autoencoder before them.
+
+        doctor: measures the run; its step is set to this trainer's. on_progress: called every `progress_every` steps.
+        At Ctrl-C, and when `on_progress` raises KeyboardInterrupt, the step in progress is finished and what there is
+        returned; `run` or a checkpoint can go on from there. An interrupted autoencoder begins anew.
+        """
+        if doctor is not None and doctor.step != self.step:
+            doctor.load_state_dict({"step": self.step})
+        total, every = self.config.train.steps, self.config.train.progress_every
+        goal = total if steps is None else min(total, self.step + steps)
+        with deferred_interrupt() as interrupted:
+            report = _Report(on_progress, every, interrupted)
+            if not self.autoencoder_ready and self.step < goal and not self._train_autoencoder(report):
+                return Summary(self.step, interrupted=True)
+            self.system.train()
+            while self.step < goal:
+                losses = self._train_step(doctor)
+                if not report(self.step, total, "train", losses):
+                    return Summary(self.step, interrupted=True)
+                if self.step % self.config.train.evaluate_every == 0 and self.step < total:
+                    self.evaluate(doctor, endpoint=False)
+        return Summary(self.step, evaluation=self.evaluate(doctor))
+
+    def _train_autoencoder(self, report: _Report) -> bool:
+        config, randomness = self.config, stream(self.config.seed, "autoencoder")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(randomness.initial_seed())
+            fresh = PictureVAE(config.autoencoder).to(self.device)
+        done = train_autoencoder(
+            fresh,
+            self.training_set.pictures,
+            config.autoencoder,
+            Augmentation(config.data.rotate, config.data.shift),
+            randomness,
+            each_step=lambda step, loss: report(step, config.autoencoder.steps, "autoencoder", {"vae": loss}),
+        )
+        if done:
+            self.autoencoder.load_state_dict(fresh.state_dict())
+            self.autoencoder_ready = True
+        return done
+
+    def _train_step(self, doctor: Doctor | None) -> dict[str, Tensor]:
+        train = self.config.train
+        set_rate(self.optimizer, rate(self.step, train.steps, train.warmup, train.final_lr))
+        losses = self.system.losses(self.loader.draw().to(self.device))
+        weights = {name: observe.knob(f"w_{name}", getattr(self.config.weights, name)) for name in losses}
+        if doctor is None:
+            sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=self.device)).backward()
+        else:
+            doctor.backward(losses, weights)
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.system.update_teacher()
+        self.ema.update(self.system.generator)
+        self.step += 1
+        return losses
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, doctor: Doctor | None = None, *, endpoint: bool = True) -> dict[str, float]:
+        """The averaged generator on held-out digits, on the same noise, times and captions at every call.
+
+        `eval/flow_nmse`, `eval/flow_cos`, `eval/flow_speed_ratio` as in training; `eval/cond_ratio`: the loss with the
+        captions of other pictures over the loss, 1 means that captions are ignored. With a doctor they are logged, and
+        with `endpoint` the field is integrated too, whose values are added.
+        """
+        generator, loader = self.ema.model, self._loader(self.held_out, "evaluation", moved=False)
+        rows = torch.arange(len(self.held_out)).repeat(_EVALUATION_DRAWS)
+        batch = loader.assemble(self.held_out.rows(rows)).to(self.device)
+        other = torch.randperm(len(rows), generator=loader.generator).to(self.device)
+        cond, _, _, z0 = generator.source(batch.tokens, batch.source_noise)
+        z1 = self.autoencoder.encode(batch.pictures, batch.target_noise)
+        x_t, v_target = self.system.path.sample(z0, z1, batch.t)
+        v_pred, v_other = (generator.velocity(x_t, batch.t, c) for c in (cond, cond[other]))
+        readings = {f"eval/{key.replace('/', '_')}": v for key, v in alignment(v_pred, v_target).items()}
+        readings["eval/cond_ratio"] = (v_other - v_target).square().mean() / (v_pred - v_target).square().mean()
+        values = to_host(readings)
+        if doctor is not None:
+            doctor.log(values)
+            if endpoint:
+                few = slice(_ENDPOINT_ROWS)
+                values |= doctor.endpoint(z0[few], z1[few], generator.velocity, cond[few], steps=(8, 16, 32, 64))
+        return values
+
+    # Checkpoints
+
+    def save(self, path: str | Path) -> None:
+        """Write everything the rest of the training depends on; see `resume`."""
+        state = {
+            "config": settings.dump(self.config),
+            "step": self.step,
+            "autoencoder_ready": self.autoencoder_ready,
+            "system": self.system.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loader": self.loader.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        checkpoint.save(path, state)
+
+    @classmethod
+    def resume(cls, path: str | Path, *, device: str | None = None, digits: Digits | None = None) -> Trainer:
+        """A trainer that goes on bit for bit where `save` was called, on `device` (default: the same).
+
+        Raises RunError when the file is not a checkpoint, UsageError when its settings are not known here.
+        """
+        state = checkpoint.load(path)
+        config = settings.build(ReferenceConfig, tomllib.loads(state["config"]))
+        trainer = cls(config if device is None else replace(config, device=device), digits)
+        trainer.step, trainer.autoencoder_ready = state["step"], state["autoencoder_ready"]
+        for part in ("system", "ema", "optimizer", "loader"):
+            getattr(trainer, part).load_state_dict(state[part])
+        torch.set_rng_state(state["rng"])
+        return trainer
+
+    def _loader(self, digits: Digits, purpose: str, *, moved: bool = True) -> Loader:
+        return Loader(
+            digits,
+            CaptionBook(self.tokenizer),
+            self.config.data,
+            batch=self.config.train.batch,
+            latent=self.config.autoencoder.latent,
+            generator=stream(self.config.seed, purpose),
+            moved=moved,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Tells the progress, and answers whether to go on."""
+
+    on_progress: OnProgress | None
+    every: int
+    interrupted: Callable[[], bool]
+
+    def __call__(
+        self, step: int, total: int, phase: Literal["autoencoder", "train"], losses: Mapping[str, Tensor]
+    ) -> bool:
+        if self.on_progress is not None and (step % self.every == 0 or step == total):
+            try:
+                self.on_progress(Progress(step, total, phase, to_host(losses)))
+            except KeyboardInterrupt:
+                return False
+        return not self.interrupted()
