@@ -55,11 +55,19 @@ def test_gram_and_products_equal_those_of_one_long_vector(case, limit, small) ->
         patch.setattr(linalg, "_small", lambda device: small)
         found = linalg.gram(given_rows, coefficients)
         along = linalg.products(given_rows, given_rows[0])
+        lengths_squared = linalg.squares(given_rows, coefficients)
     lengths = extended.norm(dim=1)
     bound = 1e-5 * lengths.outer(lengths) + 1e-30
     assert found.dtype == torch.float64
     assert ((found - extended @ extended.T).abs() <= bound).all()
     assert torch.equal(found, found.T)
+    assert torch.equal(lengths_squared, found.diagonal())
+    for copies, row in zip(map(linalg.packed, given_rows), given_rows, strict=True):
+        for piece, original in zip(copies, row, strict=True):
+            assert (piece is None) == (original is None)
+            if original is not None:
+                assert torch.equal(piece, original.reshape(-1))
+                assert piece.data_ptr() != original.data_ptr() or not piece.numel()
     assert ((along - long @ long[0]).abs() <= bound[0, : len(long)]).all()
 
 

@@ -22,15 +22,36 @@ def _chunk_size(device: torch.device) -> int:
 
 def _small(device: torch.device) -> int:
     # Below this a call costs more than copying the piece next to others.
-    return 2**12 if device.type == "cpu" else 2**18
+    return 2**16 if device.type == "cpu" else 2**18
 
 
 def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    # Each call costs a microsecond per parameter and row, so only what is needed is called.
     if piece.is_sparse:
         piece = piece.coalesce().to_dense()
+    if piece.requires_grad:
+        piece = piece.detach()
     if piece.is_complex():
         piece = torch.view_as_real(piece)
-    return piece.detach().reshape(-1).to(dtype)
+    if piece.ndim != 1:
+        piece = piece.reshape(-1)
+    return piece if piece.dtype == dtype else piece.to(dtype)
+
+
+def packed(pieces: Pieces) -> list[Tensor | None]:
+    """Copies of the pieces, flat, made by one copy per dtype and device: views of a few long vectors."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, piece in enumerate(pieces):
+        if piece is not None:
+            kinds.setdefault((piece.dtype, piece.device), []).append(index)
+    copies: list[Tensor | None] = [None] * len(pieces)
+    with torch.no_grad():
+        for (dtype, _), indices in kinds.items():
+            flat = [_flat(piece, dtype) for i in indices if (piece := pieces[i]) is not None]
+            joined = torch.cat(flat) if len(flat) > 1 else flat[0].clone()
+            for index, view in zip(indices, torch.split(joined, [f.numel() for f in flat]), strict=True):
+                copies[index] = view
+    return copies
 
 
 def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
@@ -118,6 +139,19 @@ def _combine(chunk: Sequence[Tensor | None], coefficients: Sequence[float]) -> T
             continue
         combined = part * coefficient if combined is None else combined.add_(part, alpha=coefficient)
     return combined
+
+
+def squares(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -> Tensor:
+    """Squared lengths of R vectors and C combinations, as `gram` has them on its diagonal: (R + C,), float64."""
+    device = next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
+    terms: list[list[Tensor]] = [[] for _ in range(len(rows) + len(combinations))]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for chunk in _chunks(rows):
+            for r, vector in enumerate([*chunk, *(_combine(chunk, coefficients) for coefficients in combinations)]):
+                if vector is not None:
+                    terms[r].append(torch.dot(vector, vector).double().to(device))
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return torch.stack([torch.stack(parts).sum() if parts else zero for parts in terms])
 
 
 def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:

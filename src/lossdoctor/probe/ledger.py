@@ -47,8 +47,8 @@ class Linearity:
         same = self.parameters == tuple(map(id, where.parameters))
         if len(weights) < 2 or not known or not same or self.age >= CALIBRATE_EVERY:
             return None
-        name = max(weights, key=lambda candidate: self.seconds.get(candidate, 0.0))
-        return name if self.relative_error(name, weights, self.norms) <= TOLERATED else None
+        accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
+        return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
 
     def relative_error(self, name: str, weights: Mapping[str, float], norms: Mapping[str, float]) -> float:
         """Predicted relative error of the gradient of `name` when it is derived."""
@@ -69,7 +69,7 @@ class Linearity:
         if error is not None:
             # Float32 can agree by luck (two losses that share no parameter): never trust more than its rounding.
             self.error, self.age = max(error, 1e-7), 0
-        elif any(self.relative_error(name, weights, self.norms) > TOLERATED for name in weights if weights[name]):
+        elif ledger.derived in weights and self.relative_error(ledger.derived, weights, norms) > TOLERATED:
             # The balance has moved; the choice is made anew from fresh numbers.
             self.age = CALIBRATE_EVERY
 
@@ -114,7 +114,7 @@ class Ledger:
         """
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
         if self._base is None:
-            self._base = [None if p.grad is None else p.grad.detach().clone() for p in self.where.parameters]
+            self._base = linalg.packed([p.grad for p in self.where.parameters])
         if not self._planned:
             self._planned = True
             self.scale, self.foreign_backward = scale, foreign_backward
@@ -144,12 +144,10 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        base = self._base or [None] * len(self.where.parameters)
-        with torch.no_grad():
-            self.total = [
-                None if p.grad is None else (p.grad.detach().clone() if b is None else p.grad.detach() - b)
-                for p, b in zip(self.where.parameters, base, strict=True)
-            ]
+        self.total = linalg.packed([p.grad for p in self.where.parameters])
+        for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
+            if total is not None and base is not None:
+                total.sub_(base)
 
     def settle(self) -> tuple[Gradients, Tensor | None]:
         """All inner products, and the linearity error (0-d) when it was measured."""

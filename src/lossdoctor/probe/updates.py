@@ -39,7 +39,8 @@ class UpdateWatch:
         # A fused optimizer under GradScaler divides by the scale itself.
         scale = getattr(optimizer, "grad_scale", None)
         with torch.no_grad():
-            self.before.update({i: p.detach().clone() for i, p in mine})
+            copies = linalg.packed([p for _, p in mine])
+            self.before.update({i: c for (i, _), c in zip(mine, copies, strict=True) if c is not None})
             with_grad = [(i, p.grad) for i, p in mine if p.grad is not None]
             norms = linalg.norms([g for _, g in with_grad])
             norms = norms if scale is None else norms / scale.to(norms)
@@ -57,7 +58,8 @@ class UpdateWatch:
         copies = [self.before[i] for i in reported]
         self._before_norm.update(zip(reported, linalg.norms(copies), strict=True))
         with torch.no_grad():
-            torch._foreach_sub_([self.before[i] for i in indices], [self.where.parameters[i] for i in indices])
+            after = [self.where.parameters[i].detach().reshape(-1) for i in indices]
+            torch._foreach_sub_([self.before[i] for i in indices], after)
         self._delta_norm.update(zip(reported, linalg.norms(copies), strict=True))
         self._moved.update(indices)
 
@@ -114,45 +116,26 @@ class ShadowWatch:
 
     follower: Sequence[Tensor]
     live: Sequence[Tensor] | None
-    _old: list[Tensor] | None = None
+    _old: list[Tensor | None] | None = None
 
     def arm(self) -> None:
         """Remember the copy as it is before its next update."""
-        with torch.no_grad():
-            self._old = [_long(p).clone() for p in self.follower]
+        self._old = linalg.packed(self.follower)
 
     def settle(self) -> Shadow | None:
         """What moved since `arm`; None when nothing was remembered. The live weights must still be those followed."""
         if self._old is None:
             return None
         old, self._old = self._old, None
-        squares: dict[str, list[Tensor]] = {"moved": [], "old": []}
-        if self.live is not None:
-            squares |= {"gap": [], "distance": [], "live": []}
-        # One parameter after the other, in place, so that it is still in the cache for its next product.
-        with torch.no_grad():
-            for i, (before, now) in enumerate(zip(old, self.follower, strict=True)):
-                after = _long(now)
-                squares["old"].append(_square(before))
-                if self.live is not None:
-                    live = _long(self.live[i]).to(after)
-                    apart = after - live
-                    squares["gap"].append(_square(before.sub_(live)))
-                    squares["distance"].append(_square(apart))
-                    squares["live"].append(_square(live))
-                    after = apart
-                squares["moved"].append(_square(before.sub_(after)))
-        return Shadow(**{name: torch.stack(parts).sum() for name, parts in squares.items()})
-
-
-def _long(tensor: Tensor) -> Tensor:
-    """One parameter as a vector, float32 or wider."""
-    flat = tensor.detach().reshape(-1)
-    return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-
-
-def _square(vector: Tensor) -> Tensor:
-    return torch.dot(vector, vector).double()
+        rows: list[linalg.Pieces] = [old, self.follower, *([] if self.live is None else [self.live])]
+        # Differences are taken between vectors, as differences of squares would drown in rounding.
+        moved, gap, distance = [-1.0, 1.0], [-1.0, 0.0, 1.0], [0.0, -1.0, 1.0]
+        names = (
+            {"old": 0, "moved": 2} if self.live is None else {"old": 0, "live": 2, "moved": 3, "gap": 4, "distance": 5}
+        )
+        combinations = [moved] if self.live is None else [[*moved, 0.0], gap, distance]
+        squares = linalg.squares(rows, combinations)
+        return Shadow(**{name: squares[index] for name, index in names.items()})
 
 
 def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:
