@@ -15,9 +15,9 @@ myst_heading_anchors = 3
 
 HEAD = """# Metrics
 
-Every name a metric can have. `<loss>`, `<head>` and `<module>` stand for your names, `{0..9}` for a tenth of the way from
-source to target, `@K` for a number of solver steps. Formulas, ranges and the cases in which a metric is undefined (and
-then absent) are in the docstrings of `lossdoctor.metrics`.
+Every name a metric can have. `<loss>`, `<head>` and `<module>` stand for your names, `{0..9}` for a tenth of the
+way from source to target, `@K` for a number of solver steps. Formulas, ranges and the cases in which a metric is
+undefined (and then absent) are in the docstrings of `lossdoctor.metrics`.
 """
 
 

@@ -15,14 +15,14 @@ model = nn.ModuleDict({
 })  # fmt: skip
 teacher = nn.Linear(2, 16).requires_grad_(False)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-doctor = ld.Doctor(model, optimizer, heads={k: model[k] for k in ("z_head", "flow_head", "dino_head")}, every=20)  # added
+doctor = ld.Doctor(model, optimizer, heads={k: m for k, m in model.items() if "head" in k}, every=20)  # added
 
 
 def velocity(x, t, cond):
     return model["flow_head"](model["flow_net"](torch.cat([x, t, cond], -1)))
 
 
-for step in range(200):
+for _ in range(200):
     label = torch.randint(8, (256,))
     angle = label * torch.pi / 4
     z1 = torch.stack([angle.cos(), angle.sin()], -1) + 0.1 * torch.randn(256, 2)

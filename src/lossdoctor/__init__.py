@@ -43,7 +43,7 @@ _HOME = {
     "seed_everything": "lossdoctor.probe.observe",
 }
 _PARTS = ("flow", "losses", "metrics", "sinks")
-__all__ = sorted([*_HOME, *_PARTS])
+__all__ = [*_HOME, *_PARTS]  # noqa: PLE0604 - derived, so that it cannot go stale
 
 
 def __getattr__(name: str) -> Any:

@@ -322,7 +322,7 @@ def test_the_answers_come_in_the_precision_of_the_training() -> None:
 
 
 def streams() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # noqa: NPY002
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()
 
 
 def test_deterministic_probes_draw_nothing_from_the_global_streams() -> None:
