@@ -62,7 +62,7 @@ def test_gram_and_products_equal_those_of_one_long_vector(case, limit, small) ->
     assert ((found - extended @ extended.T).abs() <= bound).all()
     assert torch.equal(found, found.T)
     assert torch.equal(lengths_squared, found.diagonal())
-    for copies, row in zip(map(linalg.packed, given_rows), given_rows, strict=True):
+    for copies, row in zip([linalg.Packer()(row) for row in given_rows], given_rows, strict=True):
         for piece, original in zip(copies, row, strict=True):
             assert (piece is None) == (original is None)
             if original is not None:
@@ -117,3 +117,13 @@ def test_sparse_complex_and_empty() -> None:
     assert linalg.gram([[], []]).shape == (2, 2)
     assert linalg.products([[None]], [None]).tolist() == [0.0]
     assert linalg.norms([]).shape == (0,)
+
+
+def test_a_packer_writes_the_same_memory_again() -> None:
+    packer = linalg.Packer()
+    first = packer([torch.ones(3), None, torch.ones(2, 2)])
+    second = packer([torch.zeros(3), None, torch.zeros(2, 2)])
+    assert first[0].data_ptr() == second[0].data_ptr()
+    assert not second[2].any()
+    assert packer([torch.ones(5)])[0].tolist() == [1.0] * 5
+    assert packer([]) == []

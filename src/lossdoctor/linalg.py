@@ -38,20 +38,38 @@ def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
     return piece if piece.dtype == dtype else piece.to(dtype)
 
 
-def packed(pieces: Pieces) -> list[Tensor | None]:
-    """Copies of the pieces, flat, made by one copy per dtype and device: views of a few long vectors."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for index, piece in enumerate(pieces):
-        if piece is not None:
-            kinds.setdefault((piece.dtype, piece.device), []).append(index)
-    copies: list[Tensor | None] = [None] * len(pieces)
-    with torch.no_grad():
-        for (dtype, _), indices in kinds.items():
-            flat = [_flat(piece, dtype) for i in indices if (piece := pieces[i]) is not None]
-            joined = torch.cat(flat) if len(flat) > 1 else flat[0].clone()
-            for index, view in zip(indices, torch.split(joined, [f.numel() for f in flat]), strict=True):
-                copies[index] = view
-    return copies
+class Packer:
+    """Copies many tensors by one copy per dtype and device, as flat views of a few long vectors.
+
+    On a CPU the vectors are kept and written again the next time, since fresh memory costs more than the copy itself
+    (each page is faulted in); copies handed out before are overwritten then. A GPU's allocator keeps memory anyway.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, pieces: Pieces) -> list[Tensor | None]:
+        """The copies, in order, (numel,) each; None stays None."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for index, piece in enumerate(pieces):
+            if piece is not None:
+                kinds.setdefault((piece.dtype, piece.device), []).append(index)
+        copies: list[Tensor | None] = [None] * len(pieces)
+        with torch.no_grad():
+            for kind, indices in kinds.items():
+                flat = [_flat(piece, kind[0]) for i in indices if (piece := pieces[i]) is not None]
+                sizes = [vector.numel() for vector in flat]
+                for index, view in zip(indices, torch.split(self._joined(kind, flat, sum(sizes)), sizes), strict=True):
+                    copies[index] = view
+        return copies
+
+    def _joined(self, kind: tuple[torch.dtype, torch.device], flat: list[Tensor], size: int) -> Tensor:
+        if kind[1].type != "cpu":
+            return torch.cat(flat)
+        kept = self._kept.get(kind)
+        if kept is None or kept.numel() != size:
+            kept = self._kept[kind] = flat[0].new_empty(size)
+        return torch.cat(flat, out=kept)
 
 
 def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
@@ -133,11 +151,15 @@ def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -
 
 
 def _combine(chunk: Sequence[Tensor | None], coefficients: Sequence[float]) -> Tensor | None:
-    combined: Tensor | None = None
-    for part, coefficient in zip(chunk, coefficients, strict=True):
-        if part is None or coefficient == 0.0:
-            continue
-        combined = part * coefficient if combined is None else combined.add_(part, alpha=coefficient)
+    terms = [(p, c) for p, c in zip(chunk, coefficients, strict=True) if p is not None and c != 0.0]
+    if not terms:
+        return None
+    # A term with coefficient 1 first: then no product has to be formed alone.
+    (first, factor), *rest = sorted(terms, key=lambda term: term[1] != 1.0)
+    combined = first if factor == 1.0 else first * factor
+    for n, (part, coefficient) in enumerate(rest):
+        fresh = n == 0 and combined is first
+        combined = combined.add(part, alpha=coefficient) if fresh else combined.add_(part, alpha=coefficient)
     return combined
 
 

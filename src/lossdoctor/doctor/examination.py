@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossdoctor import metrics
+from lossdoctor import linalg, metrics
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.kinds import guess_kind
 from lossdoctor.metrics.reading import Maybe
@@ -38,6 +38,7 @@ class Patient:
 
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
+    gradients, updates: memory for copies that is used again at every due step.
     """
 
     model: nn.Module
@@ -49,6 +50,8 @@ class Patient:
     kinds: Mapping[str, str]
     linearity: Linearity = field(default_factory=Linearity)
     modules: tuple[nn.Module, ...] = ()
+    gradients: linalg.Packer = field(default_factory=linalg.Packer)
+    updates: dict[int, linalg.Packer] = field(default_factory=dict)
     _map: ParameterMap | None = None
     _sign: tuple[Any, ...] = ()
     _everything: tuple[nn.Parameter, ...] = ()
@@ -113,7 +116,7 @@ class Examination:
                 # The last gradients are gone and nothing stepped: GradScaler skipped a step. Only this batch counts.
                 self.capture, self._ledger = self.capture.latest(), None
             if self._ledger is None:
-                self._ledger = Ledger(self.patient.look(), self.patient.linearity)
+                self._ledger = Ledger(self.patient.look(), self.patient.linearity, self.patient.gradients)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             one = torch.ones((), device=next(iter(losses.values())).device)
             self._ledger.observe(
@@ -179,7 +182,7 @@ class Examination:
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()
-                self._watch = UpdateWatch(where, self.patient.heads)
+                self._watch = UpdateWatch(where, self.patient.heads, self.patient.updates)
             self._watch.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:

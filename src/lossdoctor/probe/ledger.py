@@ -83,6 +83,7 @@ class Ledger:
 
     where: ParameterMap
     linearity: Linearity
+    packer: linalg.Packer = field(default_factory=linalg.Packer)
     losses: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
@@ -114,7 +115,7 @@ class Ledger:
         """
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
         if self._base is None:
-            self._base = linalg.packed([p.grad for p in self.where.parameters])
+            self._base = linalg.Packer()([p.grad for p in self.where.parameters])
         if not self._planned:
             self._planned = True
             self.scale, self.foreign_backward = scale, foreign_backward
@@ -144,7 +145,7 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        self.total = linalg.packed([p.grad for p in self.where.parameters])
+        self.total = self.packer([p.grad for p in self.where.parameters])
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)

@@ -25,6 +25,7 @@ class UpdateWatch:
 
     where: ParameterMap
     heads: Mapping[str, nn.Module]
+    packers: dict[int, linalg.Packer] = field(default_factory=dict)
     before: dict[int, Tensor] = field(default_factory=dict)
     _before_norm: dict[int, Tensor] = field(default_factory=dict)
     _delta_norm: dict[int, Tensor] = field(default_factory=dict)
@@ -39,7 +40,7 @@ class UpdateWatch:
         # A fused optimizer under GradScaler divides by the scale itself.
         scale = getattr(optimizer, "grad_scale", None)
         with torch.no_grad():
-            copies = linalg.packed([p for _, p in mine])
+            copies = self.packers.setdefault(id(optimizer), linalg.Packer())([p for _, p in mine])
             self.before.update({i: c for (i, _), c in zip(mine, copies, strict=True) if c is not None})
             with_grad = [(i, p.grad) for i, p in mine if p.grad is not None]
             norms = linalg.norms([g for _, g in with_grad])
@@ -117,10 +118,11 @@ class ShadowWatch:
     follower: Sequence[Tensor]
     live: Sequence[Tensor] | None
     _old: list[Tensor | None] | None = None
+    _packer: linalg.Packer = field(default_factory=linalg.Packer)
 
     def arm(self) -> None:
         """Remember the copy as it is before its next update."""
-        self._old = linalg.packed(self.follower)
+        self._old = self._packer(self.follower)
 
     def settle(self) -> Shadow | None:
         """What moved since `arm`; None when nothing was remembered. The live weights must still be those followed."""
