@@ -206,7 +206,8 @@ Written by `make bench`: {len(found["plain"])} rounds, {threads} threads, {platf
 | average at every={EVERY}, from the rows above, <= 1.02 | {average:.3f} |
 | average at every={EVERY}, whole blocks of {EVERY} steps, run file included, <= 1.02 | {spread(averages)} |
 
-"due" measures all metrics, the probing forwards included; "gradients" is a due step to which no tensors were handed in.
+"due" measures all metrics, the probing forwards included; "gradients" is a due step to which no tensors were handed in:
+per-loss gradients, updates, EMA and teacher. The bars that are missed are for the work on cost that is still to come.
 Every {CALIBRATE_EVERY}th due step measures all K losses instead of K - 1.
 """
 
