@@ -13,9 +13,11 @@ from lossdoctor.errors import UsageError
 from lossdoctor.messages import default_language, languages, text
 
 ROOT = Path(lossdoctor.__file__).parent
-CATALOGUES = {
-    lang: json.loads((ROOT / "messages" / f"{lang}.json").read_text(encoding="utf-8")) for lang in languages()
+FILES = {
+    lang: {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "messages" / lang).iterdir()}
+    for lang in languages()
 }
+CATALOGUES = {lang: {key: m for file in files.values() for key, m in file.items()} for lang, files in FILES.items()}
 KEYS = sorted(CATALOGUES["en"])
 
 
@@ -35,13 +37,25 @@ def spoken() -> set[str]:
 
 
 def test_there_is_a_catalogue_for_every_language_and_no_other() -> None:
-    assert {path.stem for path in (ROOT / "messages").glob("*.json")} == set(languages())
+    folders = {path.name for path in (ROOT / "messages").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(languages())
+
+
+def shared(file: dict[str, str]) -> list[str]:
+    """Without the pages of rules: in English they are docstrings."""
+    return [key for key in file if not key.endswith(".page")]
+
+
+@pytest.mark.parametrize("lang", languages())
+def test_no_key_is_given_twice(lang: str) -> None:
+    assert sum(len(file) for file in FILES[lang].values()) == len(CATALOGUES[lang])
 
 
 @pytest.mark.parametrize("lang", languages())
 def test_languages_say_the_same_things(lang: str) -> None:
-    assert sorted(CATALOGUES[lang]) == KEYS
-    assert list(messages.keys(lang)) == list(CATALOGUES["en"]), "same order, so that a difference is easy to see"
+    assert sorted(FILES[lang]) == sorted(FILES["en"])
+    for name, file in FILES[lang].items():
+        assert shared(file) == list(FILES["en"][name]), f"{name}: same order, so that a difference is easy to see"
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -1,4 +1,8 @@
-"""What users read, in their language: one JSON catalogue per language, keyed by code, filled in with `str.format`."""
+"""What users read, in their language: a folder of JSON catalogues per language, filled in with `str.format`.
+
+Every language has the same files, and every file the same keys: metrics, the report, one file per family of rules. Only
+the page of a rule, `rule.<code>.page`, is missing in English: there it is the docstring of the rule.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def text(key: str, lang: str = "en", **params: object) -> str:
     """
     catalogue = _catalogue(lang)
     if key not in catalogue:
-        raise KeyError(f"no message {key!r}; add it to messages/{lang}.json and to the other languages")
+        raise KeyError(f"no message {key!r}; add it to a file of messages/{lang}/ and to the other languages")
     try:
         return catalogue[key].format(**params)
     except KeyError as missing:
@@ -49,6 +53,7 @@ def _catalogue(lang: str) -> dict[str, str]:
         raise UsageError(
             mismatch("unknown language", " | ".join(_LANGUAGES), repr(lang), f"choose one, such as {_LANGUAGES[0]!r}")
         )
-    source = resources.files(__name__).joinpath(f"{lang}.json")
-    catalogue: dict[str, str] = json.loads(source.read_text(encoding="utf-8"))
+    catalogue: dict[str, str] = {}
+    for file in sorted(resources.files(__name__).joinpath(lang).iterdir(), key=lambda file: file.name):
+        catalogue |= json.loads(file.read_text(encoding="utf-8"))
     return catalogue
