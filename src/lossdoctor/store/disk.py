@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lossdoctor.errors import RunError, mismatch
 from lossdoctor.record import Series
 from lossdoctor.store.database import check_version, not_ours
 from lossdoctor.store.folder import Folder
-from lossdoctor.store.layout import FULL, NOTHING, TIME, decode, encode, join, turn, unpack
+from lossdoctor.store.layout import CHUNK, FULL, NOTHING, TIME, apart, decode, encode, join, resolve, turn, unpack
+from lossdoctor.store.thinned import PIECE, Thinned, thin
 
 _BUSY_SECONDS = 10.0
 _MAGIC = b"SQLite format 3\0"
@@ -67,6 +70,12 @@ class DiskSource:
             found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
             return None if found is None else self._points(found[0])
 
+    def thinned(self, name: str, points: int) -> Thinned | None:
+        """One metric, thinned while it is read, so that it is never in memory as a whole."""
+        with self._reading() as db:
+            found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
+            return None if found is None else thin(self._resolved(found[0]), points)
+
     def times(self) -> Series:
         """The wall clock of every record."""
         with self._reading():
@@ -103,6 +112,21 @@ class DiskSource:
         tail = self._turned_tail().get(column, NOTHING)
         # A copy of the tail: it is kept for the next reading, and what a reader gets is the reader's.
         return join((unpack(chunks.fetchall()), Series(tail.steps.copy(), tail.values.copy())))
+
+    def _resolved(self, column: int) -> Iterator[Series]:
+        """A series sorted by step, each step once, a piece at a time."""
+        tail = self._turned_tail().get(column, NOTHING)
+        # From the index alone. The tail is one more chunk, the last.
+        bounds = self._db.execute("SELECT first, last FROM chunk WHERE series = ? ORDER BY id", (column,)).fetchall()
+        if len(tail):
+            bounds.append((tail.steps.min(), tail.steps.max()))
+        chunks = self._db.execute(
+            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? ORDER BY id", (column,)
+        )
+        counts = apart(np.array(bounds, np.int64).reshape(-1, 2), PIECE // CHUNK)
+        for lot, count in enumerate(counts, start=1):
+            points = unpack(chunks.fetchmany(count))
+            yield resolve(join((points, tail)) if lot == len(counts) else points)
 
     def _value(self, column: int, step: int) -> float | None:
         """The value written last for one step, without reading the whole series."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lossdoctor.record import Series
 
@@ -121,6 +122,26 @@ def unpack(rows: Sequence[tuple[int, int, bytes | None, bytes]]) -> Series:
     for i, packed in uneven:
         steps[starts[i] : starts[i] + counts[i]] = np.frombuffer(packed, "<i8")
     return Series(steps, values)
+
+
+def apart(bounds: npt.NDArray[np.int64], least: int) -> list[int]:
+    """How many chunks to take at a time, about `least`, so that each lot ends before the next one begins.
+
+    bounds: (N, 2), first and last step of each chunk in writing order. The counts add up to N. Where training went back
+    and wrote steps again, the chunks that share steps are one lot: `resolve` of each lot is then `resolve` of all.
+    """
+    if not len(bounds):
+        return []
+    so_far = np.maximum.accumulate(bounds[:, 1])
+    to_come = np.minimum.accumulate(bounds[::-1, 0])[::-1]
+    cuts = np.append(np.flatnonzero(so_far[:-1] < to_come[1:]) + 1, len(bounds))
+    counts, done = [], 0
+    while done < len(bounds):
+        # The last cut may be nearer than `least`.
+        cut = int(cuts[min(int(np.searchsorted(cuts, done + least)), len(cuts) - 1)])
+        counts.append(cut - done)
+        done = cut
+    return counts
 
 
 def _even(steps: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:

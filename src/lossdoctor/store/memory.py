@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from lossdoctor.record import Record, Series
-from lossdoctor.store.layout import join
+from lossdoctor.store.layout import NOTHING, join, resolve
 from lossdoctor.store.plain import plain
 from lossdoctor.store.reader import Run, Source
 from lossdoctor.store.sound import sound
+from lossdoctor.store.thinned import Thinned, thin
 
 
 class _Column:
@@ -79,6 +80,11 @@ class MemorySource:
         with self._lock:
             return self._metrics[name].series() if name in self._metrics else None
 
+    def thinned(self, name: str, points: int) -> Thinned | None:
+        """One metric, thinned."""
+        found = self.points(name)
+        return None if found is None else thin([resolve(found)], points)
+
     def times(self) -> Series:
         """The wall clock of every record."""
         with self._lock:
@@ -122,6 +128,14 @@ class Joined:
         """One metric, first what is on disk."""
         parts = [part for part in (self._disk.points(name), self._rest.points(name)) if part is not None]
         return join(parts) if parts else None
+
+    def thinned(self, name: str, points: int) -> Thinned | None:
+        """One metric, thinned; all of it is read at once only when part of it could not be written."""
+        rest = self._rest.points(name)
+        if rest is None:
+            return self._disk.thinned(name, points)
+        disk = self._disk.points(name)
+        return thin([resolve(join((NOTHING if disk is None else disk, rest)))], points)
 
     def times(self) -> Series:
         """The wall clock of every record."""

@@ -15,6 +15,7 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.record import Series
 from lossdoctor.store.disk import DiskSource
 from lossdoctor.store.layout import resolve
+from lossdoctor.store.thinned import POINTS, Thinned
 
 
 class UnknownMetricError(UsageError, KeyError):
@@ -39,6 +40,9 @@ class Source(Protocol):
 
     def points(self, name: str) -> Series | None:
         """One metric; None when there is none of this name."""
+
+    def thinned(self, name: str, points: int) -> Thinned | None:
+        """One metric, resolved and thinned to at most `points` points; None when there is none of this name."""
 
     def times(self) -> Series:
         """The wall clock of every record."""
@@ -79,16 +83,25 @@ class Run(Mapping[str, Series]):
     def __getitem__(self, name: str) -> Series:
         points = self._source.points(name) if isinstance(name, str) else None
         if points is None:
-            near = difflib.get_close_matches(str(name), self, n=3)
-            raise UnknownMetricError(
+            raise self._unknown(name)
+        return resolve(points)
+
+    def thinned(self, name: str, points: int = POINTS) -> Thinned:
+        """A metric of any length as at most `points` points, and its extremes and broken values, which are of all.
+
+        Reads a million points in about 10 ms and a few MB. points: 3 or more, or UsageError. Raises UnknownMetricError
+        like `run[name]`.
+        """
+        if points < 3:
+            raise UsageError(
                 mismatch(
-                    "The run has no such metric.",
-                    f"one of {', '.join(map(repr, near))}" if near else f"one of its {len(self)} metrics",
-                    repr(name),
-                    "list(run) gives all names; a metric that was never defined is absent",
+                    "A thinned series has a first, a last and other points.", "points >= 3", str(points), "ask for more"
                 )
             )
-        return resolve(points)
+        found = self._source.thinned(name, points) if isinstance(name, str) else None
+        if found is None:
+            raise self._unknown(name)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._source.names()))
@@ -98,6 +111,17 @@ class Run(Mapping[str, Series]):
 
     def __len__(self) -> int:
         return len(self._source.names())
+
+    def _unknown(self, name: object) -> UnknownMetricError:
+        near = difflib.get_close_matches(str(name), self, n=3)
+        return UnknownMetricError(
+            mismatch(
+                "The run has no such metric.",
+                f"one of {', '.join(map(repr, near))}" if near else f"one of its {len(self)} metrics",
+                repr(name),
+                "list(run) gives all names; a metric that was never defined is absent",
+            )
+        )
 
     # A run is not a set of numbers: two runs are the same only if they are one.
     __eq__ = object.__eq__

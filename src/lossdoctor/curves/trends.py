@@ -1,10 +1,4 @@
-"""Questions about one curve: does it rise, does it fall, by how much, and is that more than noise?
-
-The answers are robust (medians, ranks) because curves of a training run have spikes, heavy tails and gaps.
-Consecutive points of such a curve resemble each other, and a rank test that takes them for independent finds a trend in
-everything; so the trend is tested on the medians of a few long blocks (see `trend`).
-NaN and infinity are left out everywhere: that they happened is another question, asked of the raw series.
-"""
+"""Does a curve rise, does it fall, by how much, and is that more than noise?"""
 
 from __future__ import annotations
 
@@ -15,13 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lossdoctor.curves.blocks import BLOCKS, after_warm_up, block_medians, ends, median
 from lossdoctor.record import Series
 
 Direction = Literal["up", "down", "flat", "unknown"]
-
-BLOCKS = 16
-"""Blocks of a trend. Share of trendless AR(1) noise of 1,000 points called a trend at alpha = 0.01, 4,000 runs each:
-0.7 % at phi = 0.9, 1.8 % at 0.95, 4.7 % at 0.98; with 32 blocks 1.7, 5.8 and 17 %; unthinned 49, 63 and 77 %."""
 
 LEAST_BLOCKS = 8
 """Under eight blocks the smallest attainable p is too near the usual alpha to decide anything."""
@@ -68,7 +59,7 @@ def theil_sen(steps: npt.ArrayLike, values: npt.ArrayLike) -> float:
     if not len(i):
         return math.nan
     with np.errstate(over="ignore"):
-        return _median((y[j] - y[i]) / (x[j] - x[i]))
+        return median((y[j] - y[i]) / (x[j] - x[i]))
 
 
 def mann_kendall(values: npt.ArrayLike) -> MannKendall:
@@ -90,32 +81,6 @@ def mann_kendall(values: npt.ArrayLike) -> MannKendall:
     return MannKendall(s, z, math.erfc(abs(z) / math.sqrt(2)))
 
 
-def block_medians(series: Series, blocks: int) -> Series:
-    """The series in `blocks` consecutive parts of equal count, each as the medians of its steps and finite values.
-
-    Points are put in order of their steps first. Fewer finite points than blocks: the points themselves.
-    """
-    kept = _in_order(series)
-    if len(kept) <= blocks:
-        return kept
-    steps = [int(np.median(part)) for part in np.array_split(kept.steps, blocks)]
-    values = [_median(part) for part in np.array_split(kept.values, blocks)]
-    return Series(np.array(steps, np.int64), np.array(values, np.float64))
-
-
-def ends(values: npt.ArrayLike) -> tuple[float, float]:
-    """Where a curve (N,) starts and ends: the medians of the first and the last tenth of its finite values.
-
-    (NaN, NaN) when no value is finite.
-    """
-    y = np.asarray(values, np.float64)
-    y = y[np.isfinite(y)]
-    if not len(y):
-        return math.nan, math.nan
-    tenth = math.ceil(len(y) / 10)
-    return _median(y[:tenth]), _median(y[-tenth:])
-
-
 def trend(series: Series, *, skip: float = 0.1, points: int = BLOCKS, alpha: float = 0.01) -> Trend:
     """The direction of a curve after its warm-up.
 
@@ -123,11 +88,7 @@ def trend(series: Series, *, skip: float = 0.1, points: int = BLOCKS, alpha: flo
     medians are tested by `mann_kendall` at level alpha and fitted by `theil_sen`. Each block should be longer than the
     memory of the noise (about 1/(1 - phi) points for AR(1)): fewer points is safer, more is sharper.
     """
-    kept = _in_order(series)
-    if len(kept):
-        start = kept.steps[0] + skip * (kept.steps[-1] - kept.steps[0])
-        judged = kept.steps >= start
-        kept = Series(kept.steps[judged], kept.values[judged])
+    kept = after_warm_up(series, skip)
     first, last = ends(kept.values)
     blocks = block_medians(kept, points)
     if len(blocks) < LEAST_BLOCKS:
@@ -138,18 +99,3 @@ def trend(series: Series, *, skip: float = 0.1, points: int = BLOCKS, alpha: flo
     if test.p < alpha:
         direction = "up" if test.s > 0 else "down"
     return Trend(direction, slope, test.p, first, last, len(kept))
-
-
-def _in_order(series: Series) -> Series:
-    """Finite points by step; a run that was resumed has written some steps out of order."""
-    finite = series.finite
-    if len(finite) and np.any(np.diff(finite.steps) < 0):
-        order = np.argsort(finite.steps, kind="stable")
-        return Series(finite.steps[order], finite.values[order])
-    return finite
-
-
-def _median(values: npt.NDArray[np.float64]) -> float:
-    # Two middle values near the largest float overflow to infinity in their mean; that is their size, not a failure.
-    with np.errstate(over="ignore"):
-        return float(np.median(values))

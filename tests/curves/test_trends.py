@@ -1,3 +1,5 @@
+"""Direction and blocks, against scipy and plain loops."""
+
 from __future__ import annotations
 
 import itertools
