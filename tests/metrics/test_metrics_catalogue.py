@@ -79,7 +79,9 @@ def everything() -> dict[str, Any]:
     cond = {"label": torch.arange(40) % 3, "scale": 1.0}
     flow = FlowBatch(z1, z1 - z0, t, t, z0 + t[:, None] * (z1 - z0), z0, z1, cond, lambda x, t, c: x * t[:, None])
     gram, one = torch.eye(3, dtype=torch.float64), torch.tensor(1.0)
-    gradients = Gradients(("a", "b"), torch.ones(2), {"": gram, "m": gram}, (True, True), {"m": (True, True)})
+    gradients = Gradients(
+        ("a", "b"), torch.ones(2), {"": gram, "m": gram}, (True, True), {"m": (True, True)}, accumulated=one
+    )
     head = HeadUpdate(torch.ones(2), torch.ones(2), torch.ones(2), torch.tensor([3, 4]), 0.1, 0.2)
     shadow = Shadow(one, one, one, one, one)
     updates = Updates({"h": head}, ("a", "b"), torch.ones(2), (True, True), one, one)
@@ -91,7 +93,7 @@ def everything() -> dict[str, Any]:
         "posterior": lambda: metrics.posterior.measure.deferred(PosteriorBatch(z0, z1, None, one), weight=one),
         "probes": lambda: metrics.probes.measure(flow, generator=private),
         "steps": lambda: metrics.steps.measure.deferred(updates, shadow, shadow),
-        "velocity": lambda: metrics.velocity.measure.deferred(flow),
+        "velocity": lambda: metrics.velocity.measure.deferred(flow, loss=one, generator=private),
     }
 
 

@@ -43,10 +43,13 @@ def twin(teacher: Tensor, student: Tensor, t_t: float, t_s: float, center: Tenso
         "ent/teacher_marginal": entropy(p.mean(0)),
         "distill/agreement": sum(a.argmax() == b.argmax() for a, b in zip(t, s, strict=True)) / rows,
         "distill/max_logit_over_temp": max(np.abs(t).max(), np.abs(s).max()),
+        "distill/teacher_temp": t_t,
+        "distill/student_temp": t_s,
     }
     if classes > 1:
         out["ent/teacher_norm"] = out["ent/teacher"] / math.log(classes)
         out["ent/student_norm"] = out["ent/student"] / math.log(classes)
+        out["ent/teacher_marginal_norm"] = out["ent/teacher_marginal"] / math.log(classes)
     out["ent/teacher_mi"] = out["ent/teacher_marginal"] - out["ent/teacher"]
     cross = -np.mean((p * log_q).sum(1))
     out["distill/kl"] = cross - out["ent/teacher"]
@@ -113,7 +116,8 @@ def test_the_loss_itself_has_ratio_one_and_its_floor_is_the_teachers_entropy() -
 
 def test_one_class_has_no_normalised_entropy_and_no_ratio() -> None:
     found = distillation.measure(DistillBatch(drawn(4, 1, 0), drawn(4, 1, 1), 0.1, 0.1), loss=0.5)
-    assert {"ent/teacher_norm", "ent/student_norm", "distill/loss_ratio"}.isdisjoint(found)
+    normalised = {"ent/teacher_norm", "ent/student_norm", "ent/teacher_marginal_norm"}
+    assert {*normalised, "distill/loss_ratio"}.isdisjoint(found)
     assert float(found["ent/teacher"]) == 0.0
 
 
@@ -134,7 +138,7 @@ def test_masked_classes_cost_nothing() -> None:
     masked = [torch.cat([logits, torch.full((6, 1), -math.inf)], 1) for logits in (teacher, student)]
     plain = distillation.entropies(teacher, student, 0.1, 0.2, loss=1.0)
     found = distillation.entropies(*masked, 0.1, 0.2, loss=1.0)
-    for key in plain.keys() - {"ent/teacher_norm", "ent/student_norm"}:
+    for key in plain.keys() - {"ent/teacher_norm", "ent/student_norm", "ent/teacher_marginal_norm"}:
         assert float(found[key]) == pytest.approx(float(plain[key]), rel=1e-5), key
     ruled_out = distillation.entropies(teacher, student.index_fill(1, torch.tensor([0]), -math.inf), 0.1, 0.2)
     assert float(ruled_out["distill/kl"]) == math.inf
@@ -180,6 +184,21 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ShapeError):
         distillation.entropies(torch.zeros(4, 8), torch.zeros(4, 1), 0.1, 0.1)
     distillation.check(torch.zeros(4, 8), torch.zeros(4, 8), center=torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("given", [0.07, 1, torch.tensor(0.07), torch.tensor([0.07], dtype=torch.float16)])
+def test_temperatures_are_told_as_handed_in(given: float | Tensor) -> None:
+    found = distillation.temperatures(given, 2.0)
+    assert float(found["distill/teacher_temp"]) == float(given)
+    assert float(found["distill/student_temp"]) == 2.0
+    assert all(value.ndim == 0 for value in found.values())
+
+
+def test_a_teacher_that_uses_every_class_alike_has_a_full_marginal() -> None:
+    one_each = distillation.entropies(torch.eye(8), torch.eye(8), 0.01, 0.1)
+    assert float(one_each["ent/teacher_marginal_norm"]) == pytest.approx(1, rel=1e-5)
+    one_for_all = distillation.entropies(torch.eye(8)[[3] * 5], torch.eye(8)[:5], 0.01, 0.1)
+    assert float(one_for_all["ent/teacher_marginal_norm"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_an_empty_batch_has_no_metrics() -> None:

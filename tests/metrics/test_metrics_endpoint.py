@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -62,6 +63,65 @@ def test_the_order_of_the_solver_is_observed(solver: str, order: int, t_source: 
     assert found["flow/ode_order_heun"] == pytest.approx(2, abs=0.15)
     errors = [found[f"flow/ode_error@{k}"] for k in STEPS]
     assert errors == sorted(errors, reverse=True)
+
+
+def by_hand(
+    velocity: Any, z0: Tensor, cond: Any, steps: int, *, length: float = 1.0, stale: bool = False, late: bool = False
+) -> Tensor:
+    """Euler, as written in a script, with the mistakes one makes there.
+
+    length: of the time it goes through. stale: always asks about the state it began with. late: always at the end.
+    """
+    x = z0
+    for k in range(steps):
+        t = length if late else length * k / steps
+        x = x + length / steps * velocity(z0 if stale else x, torch.full((len(x),), t).to(x), cond)
+    return x
+
+
+def test_a_sampler_of_ones_own_is_judged_as_the_solver_it_is() -> None:
+    z0, z1, labels = drawn(50, 0).double(), drawn(50, 1).double(), torch.arange(50) % 5
+    mine, theirs = measure(z0, z1, bent, labels, solver=by_hand), measure(z0, z1, bent, labels, solver="euler")
+    beside = {key for key in mine if "euler" in key}
+    assert mine.keys() - beside == theirs.keys()
+    assert {key: mine[key] for key in beside} == {key: mine[key.replace("_euler", "")] for key in beside}
+    for key, value in theirs.items():
+        if key != "flow/straightness":
+            assert mine[key] == pytest.approx(value, rel=1e-5), key
+    heun = measure(z0, z1, bent, labels, solver="heun")
+    assert mine["flow/straightness"] == heun["flow/straightness"], "the states of a foreign sampler are not seen"
+
+
+@pytest.mark.parametrize("fault", [{}, {"stale": True}, {"late": True}, {"length": 0.9}], ids=str)
+def test_a_stale_state_or_a_wrong_grid_does_not_solve_the_field(fault: dict[str, Any]) -> None:
+    z0, z1 = drawn(50, 0).double(), drawn(50, 1).double()
+    found = measure(z0, z1, bent, solver=functools.partial(by_hand, **fault))
+    assert (found["flow/ode_order"] > 0.8) == (not fault)
+    assert (found["flow/ode_error@64"] < 0.05) == (not fault)
+
+
+def test_a_sampler_may_write_into_its_state_and_count_time_its_own_way() -> None:
+    z0, z1 = drawn(50, 0).double(), drawn(50, 1).double()
+    kept = z0.clone()
+
+    def backwards(velocity: Any, z: Tensor, cond: Any, steps: int) -> Tensor:
+        for k in range(steps):
+            z -= velocity(z, torch.full((len(z), 1), 1 - k / steps).to(z), cond) / steps
+        return z
+
+    def reversed_field(x: Tensor, t: Tensor, c: Any) -> Tensor:
+        return -bent(x, 1 - t, c)
+
+    found = measure(z0, z1, reversed_field, solver=backwards, t_source=1.0)
+    assert torch.equal(z0, kept)
+    assert found["flow/ode_order"] == pytest.approx(1, abs=0.15)
+
+
+def test_a_sampler_that_returns_something_else_is_told() -> None:
+    z0, z1 = drawn(8, 0), drawn(8, 1)
+    for wrong in (lambda v, z, c, k: z[:4], lambda v, z, c, k: [z], lambda v, z, c, k: None):
+        with pytest.raises(ShapeError, match=r"(?s)A sampler leads from z0 to z1_hat.*expected: \(8, 3\)"):
+            endpoint.measure(z0, z1, bent, steps=(2,), solver=wrong)
 
 
 def test_each_number_is_that_of_a_plain_computation() -> None:

@@ -130,6 +130,24 @@ def test_a_derived_row_below_zero_by_rounding_is_a_zero_gradient() -> None:
     assert float(found["grad/total"]) == 2.0
 
 
+@pytest.mark.parametrize(
+    ("arrived", "expected"), [(16.0, 1.0), (4.0, 0.5), (0.0, 0.0), (-1e-18, 0.0), (math.nan, None)]
+)
+def test_accumulation_is_what_arrived_over_what_every_backward_brought(arrived: float, expected: float | None) -> None:
+    sixteen = torch.tensor(16.0, dtype=torch.float64)
+    found = gradients.accumulation(torch.tensor(arrived, dtype=torch.float64), sixteen)
+    assert float(found["grad/accumulation"]) == pytest.approx(math.nan if expected is None else expected, nan_ok=True)
+    assert gradients.accumulation(sixteen, torch.tensor(0.0)) == {}
+
+
+def test_accumulation_holds_the_total_against_the_sum() -> None:
+    vectors = np.random.default_rng(0).normal(size=(2, 6))
+    whole = snapshot(vectors, [1.0, 0.5], {})
+    assert "grad/accumulation" not in gradients.measure(whole)
+    lost = snapshot(vectors, [1.0, 0.5], {}, accumulated=9 * whole.gram[""][-1, -1])
+    assert float(gradients.measure(lost)["grad/accumulation"]) == pytest.approx(1 / 3)
+
+
 def test_without_gram_only_weights() -> None:
     bare = Gradients(("kl",), torch.tensor([0.5], dtype=torch.float64), {}, (False,), {})
     assert {k: float(v) for k, v in gradients.measure(bare).items()} == {"weight/kl": 0.5}

@@ -33,6 +33,8 @@ def twin(mu_: Tensor, logvar_: Tensor, z_: Tensor, kl: float, weight: float) -> 
         "mu/rms": math.sqrt(sum(m * m for m in mu.flat) / (b * d)),
         "logvar/mean": sum(logvar.flat) / (b * d),
         "std/mean": sum(std.flat) / (b * d),
+        "std/rms": math.sqrt(sum(s * s for s in std.flat) / (b * d)),
+        "kl/given_per_dim": kl / d,
         "std/min": min(std.flat),
         "std/max": max(std.flat),
         "z_init/mean": sum(z.flat) / (b * d),
@@ -92,6 +94,8 @@ def test_kl_agrees_with_torch_distributions_and_the_reduction_is_read_off(reduct
     assert float(found["kl/per_dim"]) == pytest.approx(float(true.mean()), rel=1e-5)
     assert float(found["kl/ratio"]) == pytest.approx(1.0 if reduction == "sum" else 1 / 5, rel=1e-5)
     assert float(found["kl/beta_per_dim"]) == pytest.approx(0.05 if reduction == "sum" else 0.01, rel=1e-5)
+    assert float(found["kl/given_per_dim"]) == pytest.approx(float(given_kl) / 5, rel=1e-6)
+    assert "kl/given_per_dim" not in posterior.divergence(mu, logvar)
 
 
 def test_a_lost_half_reads_two_and_a_weight_may_be_a_tensor() -> None:

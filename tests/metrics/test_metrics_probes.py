@@ -18,7 +18,8 @@ from lossdoctor.metrics import probes
 from lossdoctor.metrics.reading import resolved
 from lossdoctor.probe.snapshot import FlowBatch
 
-ALL = {f"flow/{key}" for key in ("cond_gain_cos", "cond_ratio", "time_ratio", "time_reversal", "field_mismatch")}
+FIELD = {f"flow/{key}" for key in ("time_reversal", "field_mismatch", "field_scale", "field_reversed")}
+ALL = {*FIELD, *(f"flow/{key}" for key in ("cond_gain_cos", "cond_ratio", "field_other_cond", "time_ratio"))}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -105,7 +106,47 @@ def test_inference_that_calls_another_field_shows() -> None:
     found = measure(replace(batch, velocity=lambda x, t, c: 2 * almost(x, t, c)))
     assert found["flow/field_mismatch"] == pytest.approx(1.0, rel=1e-5)
     zero = measure(replace(batch, v_pred=torch.zeros_like(batch.v_pred)))
-    assert "flow/field_mismatch" not in zero
+    assert {"flow/field_mismatch", "flow/field_scale", "flow/field_reversed"}.isdisjoint(zero)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_coupled": True}, {"stochastic": True}], ids=str)
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.5, 1000.0])
+def test_the_factor_between_training_and_inference_is_named(factor: float, settings: dict[str, Any]) -> None:
+    batch = make(almost)
+    found = measure(replace(batch, velocity=lambda x, t, c: factor * almost(x, t, c)), **settings)
+    assert found["flow/field_scale"] == pytest.approx(factor, rel=1e-5)
+    assert found["flow/field_mismatch"] == pytest.approx(abs(factor - 1), rel=1e-5, abs=1e-6)
+
+
+def test_inference_that_runs_time_backwards_is_named() -> None:
+    batch = make(almost)
+    found = measure(replace(batch, velocity=lambda x, t, c: almost(x, 1 - t, c)))
+    assert found["flow/field_reversed"] == pytest.approx(0, abs=1e-6)
+    assert found["flow/field_mismatch"] > 0.3
+    right = measure(batch)
+    assert right["flow/field_reversed"] > 0.3
+
+
+def test_inference_without_the_condition_is_named() -> None:
+    batch = make(almost)
+    found = measure(replace(batch, velocity=lambda x, t, c: almost(x, t, torch.zeros_like(c))))
+    assert found["flow/field_other_cond"] == found["flow/field_mismatch"] > 0.3
+    right = measure(batch)
+    assert right["flow/field_other_cond"] > 0.3
+    assert right["flow/field_mismatch"] == 0.0
+
+
+def test_what_explains_a_mismatch_is_that_of_a_plain_loop() -> None:
+    batch = make(almost, samples=24)
+    other = nn.Linear(3, 3)
+    found = measure(replace(batch, velocity=lambda x, t, c: other(x) + almost(x, t, c)))
+    with torch.no_grad():
+        asked = {"true": batch.t, "reversed": 1 - batch.t}
+        given = {name: (other(batch.x_t) + almost(batch.x_t, t, batch.cond)).double() for name, t in asked.items()}
+    v = batch.v_pred.double()
+    assert found["flow/field_scale"] == pytest.approx(float((given["true"] * v).sum() / (v * v).sum()), rel=1e-5)
+    for name, key in (("true", "field_mismatch"), ("reversed", "field_reversed")):
+        assert found[f"flow/{key}"] == pytest.approx(float((given[name] - v).norm() / v.norm()), rel=1e-5)
 
 
 class Dropped(nn.Module):
@@ -131,6 +172,37 @@ def test_dropout_is_no_mismatch_and_hides_no_ratio(known: bool) -> None:
     batch = make(model, 512)
     other = measure(replace(batch, velocity=Dropped(2)), stochastic=known)["flow/field_mismatch"]
     assert other > 0.6
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 2.0])
+def test_dropout_does_not_shrink_the_factor(known: bool, factor: float) -> None:
+    torch.manual_seed(0)
+    batch = make(Dropped(), 2048)
+    scales = [
+        measure(replace(batch, velocity=Dropped(factor)), generator=generator(seed), stochastic=known)[
+            "flow/field_scale"
+        ]
+        for seed in range(10)
+    ]
+    # The plain least-squares factor would be 10 % too small: dropout adds a ninth to the power of v_pred.
+    assert np.mean(scales) == pytest.approx(factor, rel=0.03)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_dropout_does_not_hide_that_time_runs_backwards(known: bool) -> None:
+    class Backwards(Dropped):
+        def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return super().forward(x, 1 - t, c)
+
+    torch.manual_seed(0)
+    batch = make(Dropped(), 2048)
+    found = [
+        measure(replace(batch, velocity=Backwards()), generator=generator(seed), stochastic=known) for seed in range(10)
+    ]
+    reversed_, asked = (np.mean([x[f"flow/{key}"] ** 2 for x in found]) for key in ("field_reversed", "field_mismatch"))
+    # Two draws of one field differ by 2/9 of its power; what is left of that is below a fifth.
+    assert reversed_ < 0.2 * 2 / 9 < asked
 
 
 def test_the_mismatch_estimate_is_unbiased_in_the_square() -> None:
@@ -219,11 +291,12 @@ def test_batch_norm_is_asked_with_the_batch_it_was_trained_on() -> None:
 
 
 def test_one_sample_and_constant_questions_have_no_ratio() -> None:
-    assert measure(make(almost, 1)).keys() == {"flow/time_reversal", "flow/field_mismatch"}
+    assert measure(make(almost, 1)).keys() == FIELD
     batch = make(almost, cond=torch.zeros(96, dtype=torch.int64), v_target=torch.zeros(96, 3))
-    assert {"flow/cond_ratio", "flow/cond_gain_cos"}.isdisjoint(measure(batch))
+    assert {"flow/cond_ratio", "flow/cond_gain_cos", "flow/field_other_cond"}.isdisjoint(measure(batch))
     half = torch.full((96,), 0.5)
-    assert {"flow/time_ratio", "flow/time_reversal"}.isdisjoint(measure(make(almost, t=half, t_like=half)))
+    found = measure(make(almost, t=half, t_like=half))
+    assert {"flow/time_ratio", "flow/time_reversal", "flow/field_reversed"}.isdisjoint(found)
 
 
 def test_a_scalar_time_stays_a_scalar() -> None:
@@ -278,11 +351,7 @@ def test_a_condition_that_cannot_be_split_is_passed_on_and_not_probed(cond: Any)
         assert c is cond
         return almost(x, t, torch.zeros(len(x)))
 
-    assert measure(make(almost, cond=cond, velocity=velocity)).keys() == {
-        "flow/time_ratio",
-        "flow/time_reversal",
-        "flow/field_mismatch",
-    }
+    assert measure(make(almost, cond=cond, velocity=velocity)).keys() == {*FIELD, "flow/time_ratio"}
 
 
 def test_nothing_to_ask_is_nothing_measured() -> None:

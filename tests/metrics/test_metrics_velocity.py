@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,33 @@ def test_half_precision_does_not_overflow() -> None:
         "flow/cos": pytest.approx(-1.0),
         "flow/speed_ratio": pytest.approx(1.0),
     }
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 1), (6, 5), (4, 3, 2)])
+def test_the_reduction_of_the_loss_is_read_off(shape: tuple[int, ...]) -> None:
+    pred, target = drawn(shape, 0), drawn(shape, 1)
+    square = (pred - target).square()
+    dimensions = square[0].numel()
+    for loss, expected in (
+        (square.mean(), 1.0),
+        (square.sum() / len(square), dimensions),
+        (square.sum(), square.numel()),
+    ):
+        found = velocity.alignment(pred, target, loss=loss)["flow/loss_ratio"]
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(velocity.alignment(pred, target, loss=0.0)["flow/loss_ratio"]) == 0.0
+    assert math.isnan(float(velocity.alignment(pred, target, loss=torch.tensor(math.nan))["flow/loss_ratio"]))
+    assert "flow/loss_ratio" not in velocity.alignment(pred, target)
+    assert "flow/loss_ratio" not in velocity.alignment(target, target, loss=1.0)
+
+
+def test_a_loss_that_broadcasts_has_no_constant_ratio() -> None:
+    ratios = []
+    for seed in range(0, 20, 2):
+        pred, target = drawn((32,), seed, 0.1), drawn((32,), seed + 1)
+        loss = (pred[:, None] - (pred + 0.1 * target)[None]).square().mean()  # (B, 1) against (B,)
+        ratios.append(float(velocity.alignment(pred, pred + 0.1 * target, loss=loss)["flow/loss_ratio"]))
+    assert np.std(ratios) / np.mean(ratios) > 0.05
 
 
 def test_a_perfect_prediction_and_an_all_zero_one() -> None:
@@ -224,10 +253,39 @@ def test_the_right_target_fits_its_path_and_a_wrong_one_does_not(name: str, t_so
     x_t, v = PATHS[name].sample(z0, z1, t, t_source)
     right = velocity.target_mismatch(v, x_t, z0, z1, t, t_source=t_source)
     assert float(right["flow/target_mismatch"]) == pytest.approx(0, abs=1e-3)
+    assert float(right["flow/target_scale"]) == pytest.approx(1, rel=1e-3)
     wrong_sign = velocity.target_mismatch(-v, x_t, z0, z1, t, t_source=t_source)
     assert float(wrong_sign["flow/target_mismatch"]) == pytest.approx(2, rel=1e-3)
+    assert float(wrong_sign["flow/target_scale"]) == pytest.approx(-1, rel=1e-3)
     doubled = velocity.target_mismatch(2 * v, x_t, z0, z1, t, t_source=t_source)
     assert float(doubled["flow/target_mismatch"]) == pytest.approx(0.5, rel=1e-3)
+    assert float(doubled["flow/target_scale"]) == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_the_scale_of_the_target_is_the_least_squares_factor(name: str) -> None:
+    z0, z1 = drawn((64, 3), 0), drawn((64, 3), 1)
+    t = torch.rand(64, generator=torch.Generator().manual_seed(2))
+    x_t, v = PATHS[name].sample(z0, z1, t)
+    target = 0.3 * v + drawn((64, 3), 5)
+    slope = np.linalg.lstsq(v.double().numpy().reshape(-1, 1), target.double().numpy().reshape(-1), rcond=None)[0]
+    found = velocity.target_mismatch(target, x_t, z0, z1, t)
+    assert float(found["flow/target_scale"]) == pytest.approx(slope.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-3, 1e3, 1e10])
+def test_the_scale_of_the_latents_does_not_matter(scale: float) -> None:
+    z0, z1, t = drawn((64, 3), 0, scale), drawn((64, 3), 1, scale), torch.rand(64)
+    x_t, v = PATHS["linear"].sample(z0, z1, t)
+    assert float(velocity.target_mismatch(-v, x_t, z0, z1, t)["flow/target_scale"]) == pytest.approx(-1, rel=1e-4)
+
+
+def test_a_path_that_stands_still_has_no_scale() -> None:
+    same, t = drawn((8, 3), 0), torch.rand(8)
+    found = velocity.target_mismatch(torch.ones(8, 3), same, same, same, t)
+    assert "flow/target_scale" not in found
+    shown = velocity.target_mismatch(torch.full((8, 3), math.nan), same, same, drawn((8, 3), 0), t)
+    assert all(math.isnan(float(value)) for value in shown.values())
 
 
 def test_a_straight_target_on_a_curved_path_is_a_mismatch() -> None:
@@ -263,11 +321,48 @@ def test_the_source_gradient_is_the_rate_at_which_descent_shrinks_the_latent() -
         velocity.source_gradient(gradient, z1[:4])
 
 
+CONDITIONS: dict[str, tuple[Any, int, float]] = {
+    "labels": (torch.tensor([2, 0, 0, 1, 0, 2]), 3, 3 / 6),
+    "features": (torch.tensor([[0.0, 1], [1, 0], [0, 1], [1, 1], [0, 1], [0, 1]]), 3, 4 / 6),
+    "texts": (["a cat", "", "", "a dog", "", ""], 3, 4 / 6),
+    "nest": ({"label": torch.tensor([1, 1, 2, 2, 1, 1]), "flag": torch.tensor([0, 1, 0, 0, 0, 0]), "n": 3}, 3, 3 / 6),
+    "all different": (torch.arange(6), 6, 1 / 6),
+    "all equal": (torch.zeros(6, 4), 1, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_are_counted(name: str) -> None:
+    cond, distinct, share = CONDITIONS[name]
+    for seed in range(3):
+        found = velocity.conditions(cond, 6, generator=torch.Generator().manual_seed(seed))
+        assert int(found["flow/cond_distinct"]) == distinct
+        assert float(found["flow/cond_mode_share"]) == pytest.approx(share)
+
+
+def test_conditions_that_cannot_be_compared_are_not_counted() -> None:
+    for cond in (None, object(), torch.ones(5), "a word", {"setting": 1.0}):
+        assert velocity.conditions(cond, 6) == {}
+    assert velocity.conditions(torch.zeros(0), 0) == {}
+    assert float(velocity.conditions(torch.zeros(1, 3), 1)["flow/cond_mode_share"]) == 1.0
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30))
+def test_conditions_match_a_plain_count(labels: list[int]) -> None:
+    found = velocity.conditions(torch.tensor(labels), len(labels))
+    counts = Counter(labels)
+    assert int(found["flow/cond_distinct"]) == len(counts)
+    assert float(found["flow/cond_mode_share"]) == pytest.approx(max(counts.values()) / len(labels))
+
+
 def test_measure_uses_everything_it_is_given() -> None:
     z0, z1, t = drawn((10, 3), 0), drawn((10, 3), 1), torch.rand(10)
     x_t, v = PATHS["linear"].sample(z0, z1, t)
-    found = velocity.measure(FlowBatch(v, v, t, t[:, None], x_t=x_t, z0=z0, z1=z1))
+    batch = FlowBatch(v + 1, v, t, t[:, None], x_t=x_t, z0=z0, z1=z1, cond=torch.arange(10) % 3)
+    found = velocity.measure(batch, loss=torch.tensor(2.0))
     assert {"flow/z0_std", "flow/z1_std", "flow/target_mismatch", "flow/nmse_mean", "flow/cos"} <= found.keys()
+    assert float(found["flow/loss_ratio"]) == pytest.approx(2.0)
+    assert int(found["flow/cond_distinct"]) == 3
     assert found.keys() >= velocity.by_time(v, v, t).keys()
     with pytest.raises(ShapeError):
         velocity.measure(FlowBatch(v, v[:, :1], t, t))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,44 @@ def test_batches_that_do_not_fit_leave_the_last() -> None:
         assert Capture(flows=[first, last]).flow() is last
     scalar = FlowBatch(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), torch.tensor(0.3))
     assert Capture(flows=[scalar, scalar]).flow() is scalar
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [{"label": torch.arange(4)}, ["a", "b", "c", "d"], (torch.zeros(4), "word"), np.zeros(4), object()],
+    ids=["dict", "texts", "tuple", "array", "object"],
+)
+def test_conditions_that_cannot_be_joined_leave_the_last_batch(cond) -> None:
+    batches = [flow_batch(4, cond=cond), flow_batch(4, cond=cond)]
+    assert Capture(flows=batches).flow() is batches[-1]
+
+
+def test_a_setting_that_all_micro_batches_share_is_one() -> None:
+    model = torch.nn.Linear(3, 3)
+    for velocity in (model.forward, model, lambda x, t, c: x):
+        batches = [flow_batch(4, velocity=velocity, t_source=0), flow_batch(4, velocity=velocity, t_source=0.0)]
+        assert len(Capture(flows=batches).flow().v_pred) == 8
+
+
+def test_the_precision_is_that_of_the_flow_or_else_of_what_was_handed_in() -> None:
+    def precision(capture: Capture) -> list[torch.dtype]:
+        return [dtype for _, enabled, dtype in capture.autocast.states if enabled]
+
+    x, logits = torch.zeros(2, 3), {"teacher_temp": 1.0, "student_temp": 1.0}
+    for hand_in in (
+        lambda capture: capture.add_posterior(x, x, None, None),
+        lambda capture: capture.add_distill(x, x, **logits),
+    ):
+        capture = Capture()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hand_in(capture)
+        hand_in(capture)
+        assert precision(capture) == [torch.bfloat16]
+        capture.add_flow(x, x, 0.5)
+        assert precision(capture) == []
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hand_in(capture)
+        assert precision(capture) == []
 
 
 def test_detached_keeps_the_nest() -> None:

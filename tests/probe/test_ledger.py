@@ -191,6 +191,80 @@ def test_a_loss_missing_from_some_micro_batches() -> None:
     assert_same(found.gram[""], matrix @ matrix.T)
 
 
+def accumulated(model: nn.Module, batches: list[Tensor], between, *, names=None, scale=None) -> tuple[float, Ledger]:
+    """|total| / |sum of what every backward brought|, with `between` called after each but the last."""
+    ledger = Ledger(parameter_map(model, {}, []), Linearity())
+    for n, x in enumerate(batches):
+        losses = {k: v for k, v in model.losses(x).items() if names is None or k in names[n]}
+        ledger.observe(losses, {k: WEIGHTS[k] for k in losses}, modules=[model], scale=scale)
+        total = sum(WEIGHTS[k] * loss for k, loss in losses.items())
+        (total if scale is None else total * scale).backward()
+        ledger.after_backward()
+        if n < len(batches) - 1:
+            between(model)
+    found, _ = ledger.settle()
+    if found.accumulated is None:
+        return -1.0, ledger
+    return float((found.gram[""][-1, -1] / found.accumulated).sqrt()), ledger
+
+
+BETWEEN = {
+    "nothing": lambda model: None,
+    "to none": lambda model: model.zero_grad(set_to_none=True),
+    "to zero": lambda model: model.zero_grad(set_to_none=False),
+    "clip": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.01),
+    "halve": lambda model: [p.grad.mul_(0.5) for p in model.parameters()],
+    "one layer": lambda model: model.flow_head.zero_grad(),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_micro_batches_lost_in_between_is_counted(between: str, scale: float | None) -> None:
+    model, batches = Three(), [torch.randn(9, 6) for _ in range(4)]
+    whole = sum(WEIGHTS[n] * obvious(model, batches, n) for n in WEIGHTS)
+    found, ledger = accumulated(model, batches, BETWEEN[between], scale=None if scale is None else torch.tensor(scale))
+    if between == "nothing":
+        assert found == 1.0, "exactly: nothing had to be computed"
+        assert not ledger.lost
+    else:
+        there = torch.cat([p.grad.reshape(-1) for p in model.parameters()]).double() / (scale or 1.0)
+        assert found == pytest.approx(float(there.norm() / whole.norm()), rel=1e-4)
+        assert found < 0.999
+
+
+@pytest.mark.parametrize("between", ["nothing", "to none", "to zero"])
+def test_gradients_left_over_from_an_earlier_step_are_not_counted(between: str) -> None:
+    model, batches = Three(), [torch.randn(9, 6) for _ in range(3)]
+    last, whole = (sum(WEIGHTS[n] * obvious(model, some, n) for n in WEIGHTS) for some in (batches[-1:], batches))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    found, _ = accumulated(model, batches, BETWEEN[between])
+    expected = 1.0 if between == "nothing" else float(last.norm() / whole.norm())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_backward_or_different_losses_say_nothing_about_accumulation() -> None:
+    model, x = Three(), torch.randn(9, 6)
+    assert accumulated(model, [x], BETWEEN["nothing"])[0] == -1.0
+    turns = [("flow", "kl"), ("dino",)]
+    for between in ("nothing", "to none"):
+        assert accumulated(model, [x, x], BETWEEN[between], names=turns)[0] == -1.0
+
+
+def test_equal_micro_batches_lose_all_but_their_share() -> None:
+    model, n = Three(), 4
+    x = torch.randn(9, 6)
+    assert accumulated(model, [x] * n, BETWEEN["to none"])[0] == pytest.approx(1 / n, rel=1e-4)
+
+
+def test_gradients_are_not_kept_alive_after_the_step() -> None:
+    model, x = Three(), torch.randn(9, 6)
+    _, ledger = accumulated(model, [x, x], BETWEEN["nothing"])
+    assert ledger._seen == []
+    assert ledger.disturbed() == []
+
+
 def test_linearity_is_measured_again_and_again() -> None:
     model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]
     derived = [one_step(model, batch, WEIGHTS, linearity)[1].derived for _ in range(2 * CALIBRATE_EVERY + 3)]

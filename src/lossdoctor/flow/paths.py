@@ -217,11 +217,13 @@ class PathFit(NamedTuple):
 
     names: the P paths. residual: |x_t - (alpha z0 + beta z1)| / |x_t|; 0 is this path, NaN for an all-zero x_t.
     mismatch: |v_target - d x_t / dt| / |v_target|; 0 is the right target, not finite for an all-zero v_target.
+    scale: the factor a that makes |v_target - a d x_t / dt| smallest; 1 is the right target, -1 the reversed one.
     """
 
     names: tuple[str, ...]
     residual: Tensor
     mismatch: Tensor
+    scale: Tensor
 
     def target_mismatch(self, tolerance: float) -> tuple[Tensor, Tensor]:
         """The mismatch (0-d) of the target, and whether any path fits (0-d, bool), without synchronising.
@@ -231,6 +233,11 @@ class PathFit(NamedTuple):
         """
         fits = self.residual <= tolerance
         return torch.where(fits, self.mismatch, torch.inf).amin(), fits.any()
+
+    def target_scale(self, tolerance: float) -> Tensor:
+        """The scale (0-d) on the path that `target_mismatch` has chosen; means nothing when none fits."""
+        chosen = torch.where(self.residual <= tolerance, self.mismatch, torch.inf).argmin(keepdim=True)
+        return self.scale.gather(0, chosen).squeeze(0)
 
 
 def fit_path(
@@ -247,12 +254,15 @@ def fit_path(
     wide = torch.promote_types(x_t.dtype, torch.float32)
     x_t, z0, z1, v_target = (tensor.to(wide) for tensor in (x_t, z0, z1, v_target))
     length = torch.linalg.vector_norm
-    residual, deviation = [], []
+    residual, deviation, scale = [], [], []
     for path in PATHS.values():
         x_path, v_path = path.sample(z0, z1, t, t_source)
         residual.append(length(x_t - x_path))
         deviation.append(length(v_target - v_path))
-    return PathFit(tuple(PATHS), torch.stack(residual) / length(x_t), torch.stack(deviation) / length(v_target))
+        # Dividing twice keeps the square of a tiny length from vanishing.
+        scale.append((v_target * (v_path / length(v_path))).sum() / length(v_path))
+    residuals, mismatches = torch.stack(residual) / length(x_t), torch.stack(deviation) / length(v_target)
+    return PathFit(tuple(PATHS), residuals, mismatches, torch.stack(scale))
 
 
 def _shapes(rule: str, expected: str, name: str, got: Tensor) -> str:

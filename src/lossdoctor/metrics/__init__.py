@@ -36,7 +36,10 @@ Family = Callable[[Snapshot], Readings]
 
 def _velocity(s: Snapshot) -> Readings:
     source = {} if s.source is None else velocity.source_gradient.deferred(*s.source)
-    return source if s.flow is None else {**velocity.measure.deferred(s.flow), **source}
+    if s.flow is None:
+        return source
+    generator = s.randomness(s.flow.v_pred.device)
+    return {**velocity.measure.deferred(s.flow, loss=s.velocity_loss, generator=generator), **source}
 
 
 def _probes(s: Snapshot) -> Readings:

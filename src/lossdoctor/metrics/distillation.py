@@ -56,8 +56,9 @@ def entropies(
     (1, K). loss: the distillation loss as trained, 0-d. Keys, in nats:
     `ent/teacher`, `ent/student`: mean over rows of -sum p ln p, in [0, ln K]. `ent/teacher_norm`, `ent/student_norm`:
     the same / ln K, in [0, 1], absent for K = 1.
-    `ent/teacher_marginal`: entropy of the mean row. `ent/teacher_mi` = marginal - mean, >= 0: the information that the
-    teacher carries about the sample; 0 is collapse.
+    `ent/teacher_marginal`: entropy of the mean row; `ent/teacher_marginal_norm`: the same / ln K, in [0, 1], absent for
+    K = 1. `ent/teacher_mi` = marginal - mean, >= 0: the information that the teacher carries about the sample; 0 is
+    collapse.
     `distill/kl` = CE(p_T, p_S) - `ent/teacher`, >= 0: what is left to learn.
     `distill/loss_ratio` = loss / CE(p_T, p_S), 1 for the cross-entropy itself; absent without loss and for CE < 1e-5.
     Nothing for an empty batch. Logits of -inf are masked classes; NaN stays NaN. Raises ShapeError as `check`.
@@ -93,6 +94,7 @@ def _entropies(teacher: Tensor, student: Tensor, loss: float | Tensor | None) ->
     if (classes := teacher.shape[-1]) > 1:
         readings["ent/teacher_norm"] = in_teacher / math.log(classes)
         readings["ent/student_norm"] = in_student / math.log(classes)
+        readings["ent/teacher_marginal_norm"] = marginal / math.log(classes)
     if loss is not None:
         given = widened(loss).mean() if isinstance(loss, Tensor) else loss
         readings["distill/loss_ratio"] = Maybe(given / cross, ~(cross <= _SMALLEST_LOSS))
@@ -102,6 +104,19 @@ def _entropies(teacher: Tensor, student: Tensor, loss: float | Tensor | None) ->
 def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
     # The bound makes 0 * log 0 = 0 in a single pass over the data.
     return -(p * log_p.clamp(min=_LOG_OF_ZERO)).sum(-1)
+
+
+@metric
+def temperatures(teacher_temp: float | Tensor, student_temp: float | Tensor) -> Readings:
+    """The temperatures as handed in, numbers or tensors of one element: `distill/teacher_temp`, `distill/student_temp`.
+
+    As a rule the teacher's is the lower one, so that its targets are sharper than what the student says.
+    """
+    given = {"distill/teacher_temp": teacher_temp, "distill/student_temp": student_temp}
+    return {
+        key: widened(value).reshape(()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for key, value in given.items()
+    }
 
 
 @metric
@@ -167,5 +182,6 @@ def measure(batch: DistillBatch, *, loss: float | Tensor | None = None) -> Readi
     return {
         **_entropies(teacher, student, loss),
         **_outputs(teacher, student),
+        **temperatures.deferred(batch.teacher_temp, batch.student_temp),
         **feature_rank.deferred(batch.student_logits),
     }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.errors import ShapeError, UsageError, mismatch
 from lossdoctor.flow.distances import energy_distance, sliced_wasserstein
 from lossdoctor.flow.paths import source_time
 from lossdoctor.flow.solvers import Field, integrate, observed_order, trajectory
@@ -25,6 +25,9 @@ from lossdoctor.probe.snapshot import Velocity
 
 REFERENCE_SAMPLES = 64
 """On how many samples the finer reference solution is computed."""
+
+Sampler = Callable[[Velocity, Tensor, Any, int], Tensor]
+"""The user's own: sampler(velocity, z0, cond, steps) to z1_hat, with the velocity as it was handed in."""
 
 _HALF = 1024  # the energy distance takes time quadratic in it
 _PROJECTIONS = 128
@@ -40,7 +43,7 @@ def measure(
     cond: Any = None,
     *,
     steps: Sequence[int] = (8, 16, 32, 64),
-    solver: str = "euler",
+    solver: str | Sampler = "euler",
     t_source: float = 0.0,
     t_ndim: int = 1,
     generator: torch.Generator | None = None,
@@ -49,14 +52,20 @@ def measure(
 
     z0, z1: (B, ...), source and target samples; z1[i] belongs to z0[i] if they are paired at all. velocity(x, t, cond):
     dx/dt in the user's direction of t, called with t of `t_ndim` axes, (B, 1, ...) or a scalar for 0, in the dtype of
-    z0. solver: a name of `flow.solvers.SOLVERS`. t_source: the t of the source end, 0.0 or 1.0. generator: private
-    randomness for the distances; without one, the same every time.
-    Keys: those of `pairwise`, `convergence` (for the solver and for Heun) and `distribution`, and at the largest K
+    z0. solver: a name of `flow.solvers.SOLVERS`, or a sampler of your own, called solver(velocity, z0, cond, K) for the
+    end points (B, ...) after K steps: its grid, its times and its state are judged against the same field. t_source:
+    the t of the source end, 0.0 or 1.0. generator: private randomness for the distances; without one, the same every
+    time.
+    Keys: those of `pairwise`, `convergence` (for the solver, for Heun, and beside your own sampler for Euler) and
+    `distribution`, and at the largest K
     `flow/endpt_std_ratio` = std(z1_hat) / std(z1) over all elements, absent for a constant z1;
     `flow/straightness` = mean |v(z_t, t) - (z1_hat - z0)|^2 / mean |z1_hat - z0|^2 over samples and over the states at
-    which the solver's steps begin, >= 0, 0 is a straight line at constant speed; absent for paths that lead nowhere.
-    Costs 3 sum(K) forwards over the batch and 8 max(K) over 64 samples. Nothing for an empty batch.
-    Raises ShapeError when z0 and z1 differ in shape, UsageError for steps, solver or t_source that cannot be.
+    which the solver's steps begin (Heun's, for a sampler of your own), >= 0, 0 is a straight line at constant speed;
+    absent for paths that lead nowhere.
+    Costs 3 sum(K) forwards over the batch, 4 beside your own sampler, and 8 max(K) over 64 samples. Nothing for an
+    empty batch.
+    Raises ShapeError when z0 and z1 differ in shape, or a sampler's end points from them; UsageError for steps, solver
+    or t_source that cannot be.
     """
     same_shape("Both ends of a path have one shape.", "Bring z0 and z1 into the same space.", z0=z0, z1=z1)
     source_time(z0, t_source)
@@ -70,12 +79,17 @@ def measure(
     def ends(of: Field, z: Tensor, k: int, by: str) -> Tensor:
         return integrate(of, z, k, by, t_start=t_source, t_end=t_end)
 
+    known = solver if isinstance(solver, str) else "heun"
     straight = _Straightness(field)
     end = z0
-    for _, state in trajectory(straight, z0, counts[-1], solver, t_start=t_source, t_end=t_end):
+    for _, state in trajectory(straight, z0, counts[-1], known, t_start=t_source, t_end=t_end):
         straight.armed, end = True, state
-    found = {k: ends(field, z0, k, solver) for k in counts[:-1]} | {counts[-1]: end}
-    heun = found if solver == "heun" else {k: ends(field, z0, k, "heun") for k in counts}
+    found = {k: ends(field, z0, k, known) for k in counts[:-1]} | {counts[-1]: end}
+    heun = found if known == "heun" else {k: ends(field, z0, k, "heun") for k in counts}
+    plain: dict[int, Tensor] = {}
+    if not isinstance(solver, str):
+        found = {k: _sampled(solver, velocity, z0, cond, k) for k in counts}
+        plain = {k: ends(field, z0, k, "euler") for k in counts}
 
     few, few_field = z0, field
     if len(z0) > REFERENCE_SAMPLES and condition.splittable(cond, len(z0)):
@@ -87,6 +101,7 @@ def measure(
         **pairwise.deferred(found, heun, z1, partner=_partner(cond, len(z0), generator, z0.device)),
         **convergence.deferred({k: end[: len(few)] for k, end in found.items()}, reference),
         **convergence.deferred({k: end[: len(few)] for k, end in heun.items()}, reference, solver="_heun"),
+        **convergence.deferred({k: end[: len(few)] for k, end in plain.items()}, reference, solver="_euler"),
         **distribution.deferred(found, z1, generator=generator),
         **_std_ratio.deferred(found[counts[-1]], z1),
         **straight.compared(z0, end, t_end - t_source),
@@ -99,6 +114,15 @@ def _checked_steps(steps: Sequence[int]) -> list[int]:
         got, todo = repr(tuple(steps)), "Use steps=(8, 16, 32, 64)."
         raise UsageError(mismatch("An integration needs a number of steps.", "integers >= 1", got, todo))
     return counts
+
+
+def _sampled(sampler: Sampler, velocity: Velocity, z0: Tensor, cond: Any, steps: int) -> Tensor:
+    end = sampler(velocity, z0.clone(), cond, steps)  # a copy: samplers like to write into their state
+    if not isinstance(end, Tensor) or end.shape != z0.shape:
+        got = f"shape {tuple(end.shape)}" if isinstance(end, Tensor) else type(end).__name__
+        todo = "Return the end points alone, one for every sample of z0."
+        raise ShapeError(mismatch("A sampler leads from z0 to z1_hat.", f"{tuple(z0.shape)}, as z0", got, todo))
+    return end.to(z0.device)
 
 
 def _field(velocity: Velocity, cond: Any, t_ndim: int) -> Field:

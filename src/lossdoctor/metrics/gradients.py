@@ -57,6 +57,18 @@ def cosines(names: tuple[str, ...], gram: Tensor, measured: tuple[bool, ...]) ->
 
 
 @metric
+def accumulation(arrived: Tensor, accumulated: Tensor) -> Readings:
+    """Did the gradients of all micro-batches arrive at the optimizer?
+
+    arrived, accumulated: 0-d squared norms, of the gradient that is there after the last backward of the optimizer
+    step, before clipping, and of the sum of what every backward of it brought. `grad/accumulation` is the ratio of the
+    norms, >= 0: 1 = all arrived; between 1/n and about 1/sqrt(n) = only the last of n, because gradients were zeroed
+    between the micro-batches. Absent for a sum of zero.
+    """
+    return {"grad/accumulation": Maybe((arrived.clamp(min=0) / accumulated).sqrt(), accumulated != 0)}
+
+
+@metric
 def measure(gradients: Gradients) -> Readings:
     """Everything above, the weights, and the reach matrix.
 
@@ -72,6 +84,8 @@ def measure(gradients: Gradients) -> Readings:
     if whole is not None:
         readings.update(strengths.deferred(names, gradients.weights, whole, measured))
         readings.update(cosines.deferred(names, whole, measured))
+        if gradients.accumulated is not None:
+            readings.update(accumulation.deferred(whole[-1, -1], gradients.accumulated))
     modules = [module for module in gradients.gram if module != WHOLE]
     if modules:
         squares = torch.stack([gradients.gram[module].diagonal() for module in modules])

@@ -35,8 +35,8 @@ def check(mu: Tensor, logvar: Tensor, *, z: Tensor | None = None) -> None:
 def moments(mu: Tensor, logvar: Tensor) -> Readings:
     """The posterior's parameters themselves. mu, logvar: (B, ...), same shape; nothing for an empty batch.
 
-    `mu/abs_mean` = mean |mu|, `mu/rms` = sqrt(mean mu^2), `logvar/mean`, `std/mean`, `std/min`, `std/max`: over all
-    elements; at the prior 0, 0, 0, 1, 1, 1.
+    `mu/abs_mean` = mean |mu|, `mu/rms` = sqrt(mean mu^2), `logvar/mean`, `std/mean`, `std/rms` = sqrt(mean std^2),
+    `std/min`, `std/max`: over all elements; at the prior 0, 0, 0, 1, 1, 1, 1.
     """
     check(mu, logvar)
     if mu.numel() == 0:
@@ -49,6 +49,7 @@ def moments(mu: Tensor, logvar: Tensor) -> Readings:
         "mu/rms": mu.square().mean().sqrt(),
         "logvar/mean": logvar.mean(),
         "std/mean": std.mean(),
+        "std/rms": std.square().mean().sqrt(),
         "std/min": low,
         "std/max": high,
     }
@@ -81,6 +82,8 @@ def divergence(
     mu, logvar: (B, ...), same shape, D dimensions. kl: the user's unweighted value, 0-d or averaged here. weight: its
     weight in the total loss. Keys:
     `kl/per_dim` = mean over B and D of (mu^2 + std^2 - 1 - logvar) / 2, in nats, >= 0, whatever the training used.
+    `kl/given_per_dim` = given KL / D, whatever its reduction: to be held against functions of mu and std, for finding
+    out which formula it is; absent without a given KL.
     `kl/ratio` = given KL / (D * `kl/per_dim`): 1 is the sum over D, 1/D the mean, 2 a lost 1/2.
     `kl/beta_per_dim` = weight * `kl/ratio` * D. The total then contains weight * KL_given = (weight * ratio * D) *
     `kl/per_dim`, so this is the weight of a KL averaged over its dimensions, to be held against another loss averaged
@@ -94,7 +97,9 @@ def divergence(
     readings: dict[str, Tensor | Maybe] = {"kl/per_dim": per_dim}
     if kl is not None:
         dimensions = mu.numel() // len(mu)
-        multiple = widened(kl).mean() / per_dim  # of the mean over dimensions
+        value = widened(kl).mean().to(per_dim)
+        multiple = value / per_dim  # of the mean over dimensions
+        readings["kl/given_per_dim"] = value / dimensions
         defined = ~(per_dim <= _SMALLEST_KL)
         readings["kl/ratio"] = Maybe(multiple / dimensions, defined)
         if weight is not None:

@@ -82,6 +82,12 @@ def answers(
     absent for v_pred = 0. Of a stochastic model v_pred, a and b are three draws: (|a - v_pred|^2 + |b - v_pred|^2) / 2
     - |a - b|^2 is 0 on average when they are draws of one field, and is used, not below 0, as the square; if inference
     is noisier than training, that hides as much of the mismatch.
+    What explains a mismatch, likewise absent for v_pred = 0:
+    `flow/field_scale`: the least-squares factor s in velocity = s v_pred, 1 = the same, -1 = the sign is flipped; of a
+    stochastic model <a, b> / <(a + b) / 2, v_pred>, which noise does not shrink.
+    `flow/field_reversed`, `flow/field_other_cond`: the mismatch of the answers at 1 - t and with permuted conditions
+    instead, absent where the question did not differ. Small = inference runs time the other way; as large as
+    `flow/field_mismatch` with permuted conditions = the field that inference calls does not use them.
     """
     target = flat(v_target)
     fits = {name: fit(flat(answer), target) for name, answer in found.items()}
@@ -93,8 +99,7 @@ def answers(
             readings[f"flow/{key}"] = Maybe(fits[name].error.sum() / loss, differs[name] & (loss != 0))
     if "cond" in fits:
         readings["flow/cond_gain_cos"] = _gain(true, fits["cond"], differs["cond"])
-    readings["flow/field_mismatch"] = _mismatch(flat(v_pred), flat(found["true"]), again)
-    return readings
+    return {**readings, **_field(flat(v_pred), {name: flat(a) for name, a in found.items()}, differs, again)}
 
 
 def _gain(true: Fit, permuted: Fit, differs: Tensor) -> Maybe:
@@ -103,13 +108,31 @@ def _gain(true: Fit, permuted: Fit, differs: Tensor) -> Maybe:
     return Maybe(torch.where(both, true.cos - permuted.cos, 0).sum() / count, differs & (count > 0))
 
 
-def _mismatch(v_pred: Tensor, a: Tensor, again: Tensor | None) -> Maybe:
-    square = (a - v_pred).square().sum()
+def _field(
+    v_pred: Tensor, found: Mapping[str, Tensor], differs: Mapping[str, Tensor], again: Tensor | None
+) -> dict[str, Tensor | Maybe]:
+    """Is the field that was asked the one that was trained, and if not, which one is it? All answers (n, D)."""
+    power, a = v_pred.square().sum(), found["true"]
+    square, along, over = (a - v_pred).square().sum(), (a * v_pred).sum(), power
+    noise: Tensor | float = 0.0
     if again is not None:
         b = flat(again)
-        square = (square + (b - v_pred).square().sum()) / 2 - (a - b).square().sum()
-    power = v_pred.square().sum()
-    return Maybe((square.clamp(min=0) / power).sqrt(), power != 0)
+        noise = (a - b).square().sum()
+        square = (square + (b - v_pred).square().sum()) / 2
+        along, over = (a * b).sum(), ((a + b) * v_pred).sum() / 2
+
+    def mismatch(square: Tensor) -> Tensor:
+        return ((square - noise).clamp(min=0) / power).sqrt()
+
+    readings: dict[str, Tensor | Maybe] = {
+        "flow/field_mismatch": Maybe(mismatch(square), power != 0),
+        "flow/field_scale": Maybe(along / over, (power != 0) & (over != 0)),
+    }
+    for name, key in (("reversed", "field_reversed"), ("cond", "field_other_cond")):
+        if name in found:
+            value = mismatch((found[name] - v_pred).square().sum())
+            readings[f"flow/{key}"] = Maybe(value, differs[name] & (power != 0))
+    return readings
 
 
 def _one_per_sample(batch: FlowBatch) -> bool:

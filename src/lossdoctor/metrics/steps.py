@@ -64,17 +64,18 @@ def shadows(*, ema: Shadow | None = None, teacher: Shadow | None = None) -> Read
     """Do the slow copies follow? Norms are over all parameters as one vector; live = the weights that are followed.
 
     `ema/distance`, `teacher/distance` = |copy - live| / |live|, >= 0; absent without live weights that match.
-    `ema/momentum` = 1 - |change of the copy| / |live - copy before|, the d of copy <- d copy + (1 - d) live; 1 for a
-    copy that stands still, absent when there was no gap to close.
+    `ema/momentum`, `teacher/momentum` = 1 - |change of the copy| / |live - copy before|, the d of
+    copy <- d copy + (1 - d) live; 1 for a copy that stands still, absent when there was no gap to close, and without
+    live weights that match.
     `teacher/moved` = |change of the teacher| / |teacher before|, >= 0, 0 for a frozen teacher.
     """
     readings: dict[str, Tensor | Maybe] = {}
     for role, shadow in (("ema", ema), ("teacher", teacher)):
         if shadow is not None and shadow.distance is not None and shadow.live is not None:
             readings[f"{role}/distance"] = _ratio(shadow.distance, shadow.live)
-    if ema is not None and ema.gap is not None:
-        share, defined = _ratio(ema.moved, ema.gap)
-        readings["ema/momentum"] = Maybe(1 - share, defined)
+        if shadow is not None and shadow.gap is not None:
+            share, defined = _ratio(shadow.moved, shadow.gap)
+            readings[f"{role}/momentum"] = Maybe(1 - share, defined)
     if teacher is not None:
         readings["teacher/moved"] = _ratio(teacher.moved, teacher.old)
     return readings

@@ -7,10 +7,13 @@ reported from source (0) to target (1), whichever way the user's t runs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lossdoctor.flow.paths import check_times, expand_time, fit_path, source_time
+from lossdoctor.metrics import condition
 from lossdoctor.metrics.reading import Maybe, Readings, metric, widened
 from lossdoctor.metrics.rows import Fit, fit, flat, mean_where, same_shape, variance
 from lossdoctor.probe.snapshot import FlowBatch
@@ -20,6 +23,7 @@ __all__ = [
     "by_time",
     "check",
     "check_times",
+    "conditions",
     "measure",
     "scales",
     "source_gradient",
@@ -62,26 +66,35 @@ def _same_shape(**tensors: Tensor | None) -> None:
 
 
 @metric
-def alignment(v_pred: Tensor, v_target: Tensor) -> Readings:
+def alignment(v_pred: Tensor, v_target: Tensor, *, loss: float | Tensor | None = None) -> Readings:
     """How well a predicted velocity field matches its target.
 
-    v_pred, v_target: (B, ...), same shape, any float dtype; D = everything but B. Keys:
+    v_pred, v_target: (B, ...), same shape, any float dtype; D = everything but B. loss: the velocity loss as trained,
+    unweighted, 0-d. Keys:
     `flow/nmse` = mean |p - v|^2 / mean |v|^2, in [0, inf), 0 is perfect; absent for an all-zero target.
     `flow/cos` in [-1, 1], mean over samples; samples whose prediction or target is exactly zero have none.
     `flow/speed_ratio` = mean |p| / |v|, in [0, inf), 1 is matched; samples with a zero target are left out.
     `flow/mse_zero` = mean v^2: the loss of predicting 0, and what turns an nmse back into a loss.
+    `flow/loss_ratio` = loss / (mean |p - v|^2 / D): 1 for a mean over all elements, D for a sum over dimensions; not
+    constant over steps when the loss is another formula or compares samples with each other (a shape that broadcasts).
+    Absent without a loss and for an error of exactly 0.
     Raises ShapeError when the shapes differ, so that (B,) never broadcasts against (B, 1).
     """
     _same_shape(v_pred=v_pred, v_target=v_target)
-    return _alignment(fit(flat(v_pred), flat(v_target)), v_pred.numel())
+    return _alignment(fit(flat(v_pred), flat(v_target)), v_pred.numel(), loss)
 
 
-def _alignment(rows: Fit, elements: int) -> Readings:
+def _alignment(rows: Fit, elements: int, loss: float | Tensor | None) -> Readings:
     if elements == 0:
         return {}
-    power = rows.power.sum()
+    error, power = rows.error.sum(), rows.power.sum()
+    ratio = {}
+    if loss is not None:
+        given = widened(loss).mean() if isinstance(loss, Tensor) else loss
+        ratio["flow/loss_ratio"] = Maybe(given / (error / elements), error != 0)
     return {
-        "flow/nmse": Maybe(rows.error.sum() / power, power != 0),
+        **ratio,
+        "flow/nmse": Maybe(error / power, power != 0),
         "flow/cos": mean_where(rows.cos, rows.has_cos),
         "flow/speed_ratio": mean_where(rows.speed, rows.has_speed),
         "flow/mse_zero": power / elements,
@@ -177,6 +190,27 @@ def scales(z0: Tensor | None = None, z1: Tensor | None = None) -> Readings:
 
 
 @metric
+def conditions(cond: Any, samples: int, *, generator: torch.Generator | None = None) -> Readings:
+    """How many different conditions a batch has, and how common the commonest is.
+
+    cond: as handed in, for `samples` samples; rows are compared bit by bit (`metrics.condition`). generator: private
+    randomness for their hash. `flow/cond_distinct` in [1, B]. `flow/cond_mode_share` in [1/B, 1]: the share of the
+    samples that have the most common condition: of the null condition, where a share of the conditions is dropped.
+    Both absent when there is no condition, when conditions cannot be compared, and for an empty batch.
+    """
+    if samples == 0 or cond is None or not condition.splittable(cond, samples):
+        return {}
+    keys = condition.keys(cond, generator or torch.Generator().manual_seed(0))
+    if keys is None:
+        return {}
+    ordered = keys.sort().values
+    place = torch.arange(samples, device=keys.device)
+    begins = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered.diff() != 0])
+    since = place - torch.where(begins, place, 0).cummax(0).values
+    return {"flow/cond_distinct": begins.sum(), "flow/cond_mode_share": (since.max() + 1) / samples}
+
+
+@metric
 def target_mismatch(
     v_target: Tensor, x_t: Tensor, z0: Tensor, z1: Tensor, t: Tensor | float, *, t_source: float = 0.0
 ) -> Readings:
@@ -185,12 +219,19 @@ def target_mismatch(
     v_target, x_t, z0, z1: (B, ...), same shape; t, t_source: as in `by_time`, with v_target = d x_t / dt in the user's
     direction. `flow/target_mismatch` = |v_target - d x_t/dt| / |v_target| over the batch, in [0, inf), 0 is right;
     absent when no known path (`flow.paths.PATHS`) explains x_t to 2 %, or for an all-zero target.
+    `flow/target_scale`: the least-squares factor a in v_target = a d x_t/dt, for the same path: 1 is right, -1 a
+    flipped sign, another constant a scale that only one of the two has; absent likewise, and where the path stands
+    still.
     """
     check(v_target, v_target, t, x_t=x_t, z0=z0, z1=z1, t_source=t_source)
     if v_target.numel() == 0:
         return {}
-    value, fits = fit_path(x_t, z0, z1, t, t_source, v_target=v_target).target_mismatch(_PATH_TOLERANCE)
-    return {"flow/target_mismatch": Maybe(value, fits & (v_target != 0).any())}
+    path = fit_path(x_t, z0, z1, t, t_source, v_target=v_target)
+    value, fits = path.target_mismatch(_PATH_TOLERANCE)
+    scale, defined = path.target_scale(_PATH_TOLERANCE), fits & (v_target != 0).any()
+    # Without a velocity of the path its length has been divided by: not finite, unless the target is not either.
+    moves = scale.isfinite() | ~v_target.isfinite().all()
+    return {"flow/target_mismatch": Maybe(value, defined), "flow/target_scale": Maybe(scale, defined & moves)}
 
 
 @metric
@@ -207,15 +248,21 @@ def source_gradient(grad_z1: Tensor, z1: Tensor) -> Readings:
 
 
 @metric
-def measure(batch: FlowBatch) -> Readings:
-    """Everything above that the batch allows, except the source gradient, which needs a backward pass."""
+def measure(
+    batch: FlowBatch, *, loss: float | Tensor | None = None, generator: torch.Generator | None = None
+) -> Readings:
+    """Everything above that the batch allows, except the source gradient, which needs a backward pass.
+
+    loss: as in `alignment`. generator: as in `conditions`.
+    """
     _same_shape(v_pred=batch.v_pred, v_target=batch.v_target)
     rows = fit(flat(batch.v_pred), flat(batch.v_target))
     readings = {
-        **_alignment(rows, batch.v_pred.numel()),
+        **_alignment(rows, batch.v_pred.numel(), loss),
         **_by_time(rows, _times(batch.t, batch.v_pred, batch.t_source)),
         **trivial.deferred(batch.v_target),
         **scales.deferred(batch.z0, batch.z1),
+        **conditions.deferred(batch.cond, len(batch.v_pred), generator=generator),
     }
     x_t, z0, z1 = batch.x_t, batch.z0, batch.z1
     if x_t is not None and z0 is not None and z1 is not None:

@@ -20,7 +20,7 @@ class Capture:
     """Everything `ld.flow`, `ld.posterior` and `ld.distill` received since the last optimizer step.
 
     z1: the target end with its graph, when it requires grad (a jointly trained latent).
-    autocast: the precision in which v_pred was computed.
+    autocast: the precision in which v_pred was computed; without a flow, that of what else was handed in.
     """
 
     flows: list[FlowBatch] = field(default_factory=list)
@@ -42,11 +42,13 @@ class Capture:
 
     def add_posterior(self, mu: Tensor, logvar: Tensor, z: Tensor | None, kl: Tensor | float | None) -> None:
         """Keep one batch of `ld.posterior`; a KL per sample is averaged."""
+        self.autocast = self.autocast or Autocast.capture(mu.device)
         given = None if kl is None else torch.as_tensor(kl, device=mu.device).detach().float().mean()
         self.posteriors.append(PosteriorBatch(mu.detach(), logvar.detach(), detached(z), given))
 
     def add_distill(self, teacher_logits: Tensor, student_logits: Tensor, **context: Any) -> None:
         """Keep one batch of `ld.distill`, as rows of K logits."""
+        self.autocast = self.autocast or Autocast.capture(student_logits.device)
         teacher, student = (x.detach().reshape(-1, x.shape[-1]) for x in (teacher_logits, student_logits))
         kept = {name: detached(value) for name, value in context.items()}
         self.distills.append(DistillBatch(teacher, student, **kept))
@@ -79,7 +81,7 @@ def _merged(batches: Sequence[Batch]) -> Batch | None:
         values = [getattr(batch, name) for batch in batches]
         last = values[-1]
         if not isinstance(last, Tensor):
-            if any(isinstance(value, Tensor) or value != last for value in values):
+            if not all(_same(value, last) for value in values):
                 return batches[-1]
             joined[name] = last
         elif last.ndim == 0 or name == "center":
@@ -91,6 +93,12 @@ def _merged(batches: Sequence[Batch]) -> Batch | None:
     if isinstance(joined.get("t_like"), Tensor) and joined["t_like"].ndim == 0:
         return batches[-1]
     return type(batches[-1])(**joined)
+
+
+def _same(value: Any, last: Any) -> bool:
+    """Whether a setting of two batches is one. What may have rows (nests, arrays) is not, nor can it be compared."""
+    known = last is None or isinstance(last, (bool, int, float, str)) or callable(last)
+    return known and not isinstance(value, Tensor) and bool(value == last)
 
 
 def detached(value: Any) -> Any:

@@ -93,8 +93,12 @@ class Ledger:
     foreign_backward: bool = False
     _base: list[Tensor | None] | None = None
     total: list[Tensor | None] = field(default_factory=list)
+    lost: dict[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     _planned: bool = False
+    _backwards: int = 0
+    _alike: bool = True
+    _seen: list[tuple[Tensor | None, int]] = field(default_factory=list)
 
     def observe(
         self,
@@ -116,6 +120,11 @@ class Ledger:
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
         if self._base is None:
             self._base = linalg.Packer()([p.grad for p in self.where.parameters])
+        elif losses.keys() == self.losses.keys():
+            self._note_losses()
+        else:
+            # Backwards of different losses may belong to optimizers that take turns, each with gradients of its own.
+            self._alike = False
         if not self._planned:
             self._planned = True
             self.scale, self.foreign_backward = scale, foreign_backward
@@ -149,6 +158,42 @@ class Ledger:
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)
+        self._backwards += 1
+        grads = [p.grad for p in self.where.parameters]
+        self._seen = [(grad, 0 if grad is None else grad._version) for grad in grads]
+
+    def disturbed(self) -> list[int]:
+        """Parameters whose gradient was taken away or written to since the last backward, as its owner tells.
+
+        Nothing is read from the device: another tensor is another object, and writing to one counts its version up.
+        """
+        now = [p.grad for p in self.where.parameters]
+        return [
+            i
+            for i, (grad, (seen, version)) in enumerate(zip(now, self._seen, strict=bool(self._seen)))
+            if grad is not seen or (grad is not None and grad._version != version)
+        ]
+
+    def _note_losses(self) -> None:
+        """Keep what earlier backwards of the step brought and what is no longer there: `zero_grad` in between."""
+        changed = self.disturbed()
+        rest = linalg.Packer()([self.where.parameters[i].grad for i in changed])
+        for i, now in zip(changed, rest, strict=True):
+            before = self.total[i]
+            if before is not None:
+                gone = before.clone() if now is None else before - now
+                self.lost[i] = self.lost[i] + gone if i in self.lost else gone
+            if self._base is not None:
+                self._base[i] = None  # whatever was there before the step went too
+
+    def _accumulated(self, whole: Tensor) -> Tensor | None:
+        """Squared norm, 0-d, of the sum of what all backwards brought, scaled as the total; None with only one."""
+        if self._backwards < 2 or not self._alike:
+            return None
+        if not self.lost:
+            return whole[len(self.losses), len(self.losses)]
+        lost = [self.lost.get(i) for i in range(len(self.where.parameters))]
+        return linalg.squares([self.total, lost], [[1.0, 1.0]])[-1]
 
     def settle(self) -> tuple[Gradients, Tensor | None]:
         """All inner products, and the linearity error (0-d) when it was measured."""
@@ -177,6 +222,8 @@ class Ledger:
         if self.derived is not None:
             order[names.index(self.derived)] = k + 1
         unit = self._unit(whole, weights)
+        accumulated = self._accumulated(whole)
+        self._seen = []  # a gradient that is set to None must not live on here
         gradients = Gradients(
             names=names,
             weights=torch.tensor(weights, dtype=torch.float64, device=whole.device),
@@ -184,6 +231,7 @@ class Ledger:
             measured=tuple(name in self.rows or name == self.derived for name in names),
             reached=reached,
             derived=self.derived,
+            accumulated=None if accumulated is None else accumulated.to(unit.device) * unit[k, k],
         )
         return gradients, _relative_residual(whole, weights) if self.calibrating else None
 

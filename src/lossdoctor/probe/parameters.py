@@ -39,6 +39,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def check_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    """One optimizer or several as a tuple; UsageError for anything else."""
+    found = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not found or not all(isinstance(one, Optimizer) for one in found):
+        raise UsageError(
+            mismatch(
+                "Doctor watches optimizers",
+                "a torch.optim.Optimizer or a sequence of them",
+                ", ".join(type(one).__name__ for one in found) or "an empty sequence",
+                "Doctor(model, optimizer)",
+            )
+        )
+    return found
+
+
 def check_heads(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The heads themselves; UsageError for one that is no module, has no parameters, or has another child's name."""
     children = dict(unwrapped(model).named_children())

@@ -61,7 +61,8 @@ class Gradients:
     names: the K losses. weights: (K,) float64. gram: module name to (K+1, K+1) float64, row and column K being the
     total gradient that the real backward produced; `""` is the whole parameter set. A loss that does not require grad
     is False in `measured`, and its rows mean nothing. reached[module]: (K,) whether any parameter of the module was
-    part of the loss's graph at all. derived: the loss whose gradient follows from the total, if any.
+    part of the loss's graph at all. derived: the loss whose gradient follows from the total, if any. accumulated: 0-d
+    squared norm of the sum of what several backwards of the step brought, to be held against the total; None with one.
     """
 
     names: tuple[str, ...]
@@ -70,6 +71,7 @@ class Gradients:
     measured: tuple[bool, ...]
     reached: Mapping[str, tuple[bool, ...]]
     derived: str | None = None
+    accumulated: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +126,11 @@ class Shadow:
 class Snapshot:
     """Everything the probe caught in one due step, for the metric families; what was not handed in is None.
 
-    source: (d L_flow / d z1, z1) when z1 requires grad. kl_weight: weight of the KL in the total. distill_loss: 0-d, as
-    trained. randomness: a fresh private generator, the same for the same step. undisturbed: a context in which the
-    user's model may be asked without a trace, in the precision of the training forward. batch_coupled: whether a
-    sample's output depends on the others now. stochastic: whether the model is known to draw random numbers.
+    source: (d L_flow / d z1, z1) when z1 requires grad. kl_weight: weight of the KL in the total. distill_loss,
+    velocity_loss: 0-d, as trained, averaged over the micro-batches that the batch consists of. randomness: a fresh
+    private generator, the same for the same step. undisturbed: a context in which the user's model may be asked without
+    a trace, in the precision of the training forward. batch_coupled: whether a sample's output depends on the others
+    now. stochastic: whether the model is known to draw random numbers.
     """
 
     randomness: Callable[[torch.device], torch.Generator]
@@ -141,6 +144,7 @@ class Snapshot:
     source: tuple[Tensor, Tensor] | None = None
     kl_weight: float | Tensor | None = None
     distill_loss: float | Tensor | None = None
+    velocity_loss: float | Tensor | None = None
     updates: Updates | None = None
     ema: Shadow | None = None
     teacher: Shadow | None = None
