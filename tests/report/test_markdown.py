@@ -35,6 +35,6 @@ def test_every_table_is_a_table_with_even_rows(whole_run: Run, troubled_run: Run
 
 def test_an_empty_run_says_what_is_missing(empty_run: Run) -> None:
     source = markdown(digest(empty_run), title="demo")
-    assert "not a verdict" in source
+    assert "lossdoctor check" in source
     assert "doctor.backward" in source
     assert "\n\n\n" not in source

@@ -65,6 +65,6 @@ def test_colour_only_where_a_direction_is_better(whole_run: Run) -> None:
     }
 
 
-def test_it_says_that_nothing_was_judged(whole_run: Run, troubled_run: Run, empty_run: Run) -> None:
+def test_it_says_where_the_verdict_is(whole_run: Run, troubled_run: Run, empty_run: Run) -> None:
     for run in (whole_run, troubled_run, empty_run):
-        assert "not a verdict" in printed(run)
+        assert "lossdoctor check" in printed(run)

@@ -139,7 +139,8 @@ def _steps(run: Run, known: Iterable[str]) -> int:
 
 def _seconds(run: Run) -> float | None:
     clock = run.times.values
-    return float(clock.max() - clock.min()) if len(clock) > 1 else None
+    # A log that was imported without a clock has one and the same time everywhere.
+    return float(clock.max() - clock.min()) or None if len(clock) > 1 else None
 
 
 def _pace(run: Run) -> float | None:
@@ -147,7 +148,7 @@ def _pace(run: Run) -> float | None:
     times = run.times
     own = np.isin(times.steps, run.steps)
     passed, made = np.diff(times.values[own]), np.diff(times.steps[own])
-    return float(np.median(passed / made)) if len(made) else None
+    return float(np.median(passed / made)) or None if len(made) else None
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""The diagnosis for a terminal: what matters most first, on one screen, everything with `verbose`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lossdoctor.diagnose import Diagnosis
+from lossdoctor.messages import text
+from lossdoctor.report.verdict.wording import extent, follows, headline, proof, subject
+from lossdoctor.report.wording import visible
+from lossdoctor.rules import Finding
+
+SHOWN = 3
+"""Groups of findings told in full on one screen; the others are named."""
+
+_STYLE = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+
+
+class Verdict:
+    """A diagnosis that rich can print: `console.print(Verdict(diagnosis, lang))`."""
+
+    def __init__(self, diagnosis: Diagnosis, lang: str = "en", *, verbose: bool = False) -> None:
+        self._diagnosis = diagnosis
+        self._lang = lang
+        self._verbose = verbose
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        diagnosis, lang = self._diagnosis, self._lang
+        yield Text(f"{visible(diagnosis.run)}: {headline(diagnosis, lang)}".removeprefix(": "), style="bold")
+        yield Text(extent(diagnosis, lang), style="dim")
+        groups = diagnosis.groups
+        full = len(groups) if self._verbose else SHOWN
+        for place, group in enumerate(groups[:full], 1):
+            yield ""
+            yield from self._group(place, group)
+        if rest := groups[full:]:
+            yield ""
+            named = ", ".join(f"{group[0].code} {group[0].name}" for group in rest)
+            yield Text(text("check.more", lang, n=len(rest), findings=named))
+        yield ""
+        yield from self._others()
+
+    def _group(self, place: int, group: tuple[Finding, ...]) -> Iterator[RenderableType]:
+        lang, leader = self._lang, group[0]
+        head = Text(f"{place} ")
+        head.append(text(f"severity.{leader.severity}", lang), style=_STYLE[leader.severity])
+        about = f" · {subject(leader)}" if subject(leader) else ""
+        head.append(f"  {leader.code} {leader.name}{about}")
+        head.append(f"  {text(f'certainty.{leader.certainty}', lang)}", style="dim")
+        yield head
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(overflow="fold")
+        for label, told in self._rows(leader):
+            rows.add_row(text(f"check.{label}", lang) if label else "", Text(visible(told)))
+        if followers := group[1:]:
+            rows.add_row(text("check.also", lang), Text(follows(followers, lang)))
+        yield Padding(Text(visible(leader.message.text(lang))), (0, 0, 0, 2))
+        yield Padding(rows, (0, 0, 0, 2))
+        if self._verbose:
+            for follower in followers:
+                yield Padding(
+                    Text(f"{follower.code} {visible(follower.message.text(lang))}", style="dim"), (0, 0, 0, 4)
+                )
+
+    def _rows(self, finding: Finding) -> Iterator[tuple[str, str]]:
+        lang, most = self._lang, None if self._verbose else 1
+        for place, evidence in enumerate(finding.evidence[: None if self._verbose else 2]):
+            yield "" if place else "evidence", proof(evidence, lang)
+        for place, cause in enumerate(finding.causes[:most]):
+            yield "" if place else "cause", cause.message.text(lang)
+        for place, fix in enumerate(finding.fixes[: None if self._verbose else 2]):
+            yield "" if place else "try", fix.message.text(lang)
+        if finding.confirm and self._verbose:
+            yield "confirm", finding.confirm
+
+    def _others(self) -> Iterator[RenderableType]:
+        """Nothing unchecked looks healthy: what is clear, what was skipped, and why."""
+        diagnosis, lang = self._diagnosis, self._lang
+        yield Text(text("check.others", lang, clear=len(diagnosis.clear), skipped=len(diagnosis.skipped)))
+        if not self._verbose:
+            if diagnosis.skipped or diagnosis.findings:
+                yield Text(text("check.verbose", lang), style="dim")
+            return
+        if diagnosis.clear:
+            yield Padding(Text(f"{text('check.clear_rules', lang)} {' '.join(diagnosis.clear)}"), (0, 0, 0, 2))
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(no_wrap=True)
+        rows.add_column(overflow="fold")
+        for code, skipped in diagnosis.skipped:
+            told = [skipped.reason.text(lang), *([skipped.enable.text(lang)] if skipped.enable else [])]
+            rows.add_row(code, Text(visible("; ".join(told))))
+        yield Padding(rows, (0, 0, 0, 2))
