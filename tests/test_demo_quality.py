@@ -14,6 +14,7 @@ from sklearn.svm import SVC
 import lossdoctor as ld
 from lossdoctor.keys import describe
 from lossdoctor.reference import ReferenceConfig, Trainer
+from lossdoctor.report.digest import TROUBLES
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_gradients_keep_the_methods_band(run: ld.Run) -> None:
 
 
 def test_everything_was_recorded_and_nothing_failed(run: ld.Run, demo: Path) -> None:
-    assert run.events == []
+    assert [event for event in run.events if event["kind"] in TROUBLES] == []
     assert run["loss/total"].steps.tolist() == list(range(ReferenceConfig().train.steps))
     assert len(run.steps) >= 50
     unknown = [name for name in run if describe(name) is None and not name.startswith("eval/")]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lossdoctor import losses as losses
     from lossdoctor import metrics as metrics
     from lossdoctor import sinks as sinks
+    from lossdoctor.diagnose import Diagnosis as Diagnosis
+    from lossdoctor.diagnose import diagnose as diagnose
     from lossdoctor.doctor import Doctor as Doctor
     from lossdoctor.probe.observe import condition as condition
     from lossdoctor.probe.observe import distill as distill
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "Diagnosis": "lossdoctor.diagnose",
     "Doctor": "lossdoctor.doctor",
     "Record": "lossdoctor.record",
     "Run": "lossdoctor.store",
     "Series": "lossdoctor.record",
     "condition": "lossdoctor.probe.observe",
+    "diagnose": "lossdoctor.diagnose",
     "distill": "lossdoctor.probe.observe",
     "knob": "lossdoctor.probe.observe",
     "log": "lossdoctor.probe.observe",
@@ -58,20 +62,23 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-class _Flow(types.ModuleType):
-    """`lossdoctor.flow` is the mathematics of flows, and called, it hands one batch to the doctor."""
+class _Callable(types.ModuleType):
+    """A part that shares its name with a function of the public interface: called, it is that function."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        from lossdoctor.probe.observe import flow
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_CALLABLE[name]), name)(*args, **kwargs)
 
-        flow(*args, **kwargs)
+
+_CALLABLE = {"diagnose": "lossdoctor.diagnose", "flow": "lossdoctor.probe.observe"}
+"""`lossdoctor.flow` is the mathematics of flows, and called, it hands one batch to the doctor."""
 
 
 class _Package(types.ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds the subpackage here, over the function of the same name.
-        if name == "flow" and isinstance(value, types.ModuleType):
-            value.__class__ = _Flow
+        # The import system binds the part here, over the function of the same name.
+        if name in _CALLABLE and isinstance(value, types.ModuleType):
+            value.__class__ = _Callable
         super().__setattr__(name, value)
 
 

@@ -37,6 +37,14 @@ def sgd(model: nn.Module, **options) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.1, **options)
 
 
+def failures(run: ld.Run) -> list[dict[str, object]]:
+    return [event for event in run.events if event["kind"] != "audit"]
+
+
+def audits(run: ld.Run) -> list[tuple[int, dict[str, object]]]:
+    return [(event["step"], event["facts"]) for event in run.events if event["kind"] == "audit"]
+
+
 def one_step(doctor, model, optimizer, x=None, weights=None) -> None:
     doctor.backward(model.losses(torch.randn(8, 4) if x is None else x), weights)
     optimizer.step()
@@ -187,6 +195,207 @@ def test_ema_and_teacher_are_followed_from_one_step_to_the_next(model) -> None:
                 assert "teacher/distance" not in doctor.ret
             for slow, fast in zip(ema.parameters(), model.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 0.1)
+
+
+def test_the_teachers_momentum_is_that_of_its_last_update(model) -> None:
+    student = model.body
+    model.teacher = copy.deepcopy(student).requires_grad_(False)
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, teacher=model.teacher, every=2, strict=True) as doctor:
+        for step in range(5):
+            one_step(doctor, model, optimizer)
+            for slow, fast in zip(model.teacher.parameters(), student.parameters(), strict=True):
+                slow.lerp_(fast.detach(), 0.25)
+            if step in (2, 4):
+                assert doctor.ret["teacher/momentum"] == pytest.approx(0.75, abs=1e-3)
+
+
+# Recorded audits
+
+
+def test_the_audit_is_taken_at_the_first_due_step_when_gradients_are_there(model) -> None:
+    model.unused = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*model.body.parameters(), *model.b_head.parameters()], lr=0.1)
+    teacher = copy.deepcopy(model).requires_grad_(False).eval()
+    with ld.Doctor(model, optimizer, heads={"a_head": model.a_head}, teacher=teacher, every=3, strict=True) as doctor:
+        doctor.backward(model.losses(torch.randn(8, 4)))
+        assert audits(doctor.run) == []
+        optimizer.step()
+        optimizer.zero_grad()
+        [(step, facts)] = audits(doctor.run)
+        for _ in range(9):
+            one_step(doctor, model, optimizer)
+        assert len(audits(doctor.run)) == 1, "nothing has changed"
+    assert step == 0
+    found = facts["optimizers"]
+    assert (found["missing_count"], found["missing_with_grad"]) == (4, 2)
+    assert found["missing_whole"] == ["a_head", "unused"]
+    assert facts["heads"]["a_head"]["in_optimizer"] is False
+    assert facts["teacher"]["training"] == facts["teacher"]["aliased"] == 0
+    assert facts["accumulation"] == {"backwards": 1}
+    assert facts["autocast"] is None
+
+
+def test_a_changed_audit_is_told_at_the_next_due_step(model) -> None:
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with ld.Doctor(model, optimizer, heads={"a_head": model.a_head}, every=2, strict=True) as doctor:
+        for step in range(12):
+            if step == 5:
+                model.a_head.requires_grad_(False)
+            for _ in range(2 if step == 10 else 1):
+                doctor.backward(model.losses(torch.randn(8, 4)))
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        told = audits(doctor.run)
+    assert [step for step, _ in told] == [0, 6, 10]
+    assert [facts["accumulation"]["backwards"] for _, facts in told] == [1, 1, 2]
+
+
+def test_precision_is_audited_without_a_flow(model) -> None:
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = model.body(torch.randn(8, 4))
+            ld.posterior(h, h)
+            loss = h.float().square().mean()
+        doctor.backward({"kl": loss})
+        optimizer.step()
+        [(_, facts)] = audits(doctor.run)
+    assert facts["autocast"] == "bfloat16"
+    assert facts["dtypes"] == {"float32": 6}
+
+
+def test_a_failing_audit_costs_only_the_audit(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lossdoctor.probe.audit import Auditor
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("lazy parameter")
+
+    monkeypatch.setattr(Auditor, "news", broken)
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1) as doctor:
+        with pytest.warns(UserWarning, match="audit is no longer measured"):
+            one_step(doctor, model, optimizer)
+        one_step(doctor, model, optimizer)
+        assert doctor.run["grad/a"].steps.tolist() == [0, 1]
+        assert [event["measurement"] for event in doctor.run.events] == ["audit"]
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_zeroed_between_micro_batches_are_told(model, set_to_none: bool, scaled: bool) -> None:
+    optimizer, x = sgd(model), torch.randn(8, 4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
+    found = {}
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for lost in (False, True, False):
+            for _ in range(4):
+                if lost:
+                    optimizer.zero_grad(set_to_none=set_to_none)
+                doctor.backward(model.losses(x), scaler=scaler)
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+            if scaler is not None:
+                scaler.update()
+            optimizer.zero_grad(set_to_none=set_to_none)
+            found.setdefault(lost, []).append(doctor.ret["grad/accumulation"])
+    assert found[False] == [1.0, 1.0]
+    assert found[True] == [pytest.approx(0.25, rel=1e-4)]
+
+
+def test_one_backward_per_step_has_no_accumulation(model) -> None:
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for _ in range(3):
+            one_step(doctor, model, optimizer)
+            assert "grad/accumulation" not in doctor.ret
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_that_grad_scaler_skipped_is_no_lost_accumulation(model, set_to_none: bool) -> None:
+    optimizer, x = sgd(model), torch.randn(8, 4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    wanted = torch.cat(
+        [g.reshape(-1) for g in torch.autograd.grad(sum(model.losses(x).values()), list(model.parameters()))]
+    ).norm()
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for factor in (math.inf, 1.0):
+            doctor.backward({n: loss * factor for n, loss in model.losses(x).items()}, scaler=scaler)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=set_to_none)
+        assert doctor.step == 1
+        assert doctor.ret["grad/total"] == pytest.approx(float(wanted), rel=1e-5)
+        assert "grad/accumulation" not in doctor.ret
+        assert audits(doctor.run)[0][1]["accumulation"] == {"backwards": 1}
+
+
+def test_an_optimizer_that_is_not_watched_may_take_its_turn(model) -> None:
+    watched = torch.optim.SGD([*model.body.parameters(), *model.a_head.parameters()], lr=0.1)
+    other = torch.optim.SGD(model.b_head.parameters(), lr=0.1)
+    with ld.Doctor(model, watched, every=1, strict=True) as doctor:
+        for _ in range(3):
+            doctor.backward({"b": model.losses(torch.randn(8, 4))["b"]})
+            other.step()
+            model.zero_grad()
+            doctor.backward({"a": model.losses(torch.randn(8, 4))["a"]})
+            watched.step()
+            model.zero_grad()
+            assert "grad/accumulation" not in doctor.ret
+            assert "grad/b" not in doctor.ret
+            assert doctor.ret["grad_share/a"] == pytest.approx(1.0)
+
+
+def test_the_loss_is_compared_with_all_micro_batches(model) -> None:
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for _ in range(3):
+            x, target = torch.randn(8, 4), 10 * torch.rand(()) * torch.randn(8, 3)
+            v = model.a_head(model.body(x))
+            ld.flow(v, target, torch.rand(8))
+            doctor.backward({"flow": (v - target).square().sum(1).mean()})
+        optimizer.step()
+    assert doctor.ret["flow/loss_ratio"] == pytest.approx(3.0, rel=1e-5), "a sum over three dimensions"
+    meta = doctor.run.meta
+    assert meta["shapes"] == {"batch": 24, "velocity_dimensions": 3}
+
+
+def test_micro_batches_that_cannot_be_joined_are_compared_with_their_own_loss(model) -> None:
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for size in (8, 6):
+            v = model.a_head(model.body(torch.randn(size, 4)))
+            target = torch.randn(size, 3) * size
+            ld.flow(v, target, torch.rand(size), cond={"label": torch.arange(size) % 2})
+            doctor.backward({"flow": (v - target).square().mean()})
+        optimizer.step()
+    assert doctor.ret["flow/loss_ratio"] == pytest.approx(1.0, rel=1e-5)
+    assert doctor.ret["flow/cond_distinct"] == 2.0
+    assert doctor.ret["flow/cond_mode_share"] == 0.5
+    assert failures(doctor.run) == []
+
+
+def test_shapes_are_told_once_for_rules_to_divide_by(model) -> None:
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:
+        for size in (8, 5):
+            h = model.body(torch.randn(size, 4))
+            v = model.a_head(h).reshape(size, 1, 3)
+            ld.flow(v, torch.zeros_like(v), torch.rand(size))
+            ld.posterior(h.reshape(size, 4, 4), h.reshape(size, 4, 4))
+            ld.distill(model.b_head(h), model.b_head(h), teacher_temp=torch.tensor(0.05), student_temp=0.1)
+            doctor.backward({"flow": v.square().mean(), "dino": h.mean()})
+            optimizer.step()
+            optimizer.zero_grad()
+    wanted = {"batch": 8, "velocity_dimensions": 3, "posterior_dimensions": 16, "prototypes": 2}
+    assert doctor.run.meta["shapes"] == wanted
+    assert doctor.ret["distill/teacher_temp"] == pytest.approx(0.05)
+    assert doctor.ret["distill/student_temp"] == 0.1
 
 
 def test_none_vector_constant_and_number_losses(model) -> None:
@@ -350,7 +559,7 @@ def test_wrong_tensors_are_told_on_the_first_step_and_never_stop_a_later_one(mod
             hand_in()
         hand_in()
         one_step(doctor, model, optimizer)
-        assert [e["kind"] for e in doctor.run.events] == ["failure"]
+        assert [e["kind"] for e in failures(doctor.run)] == ["failure"]
         assert doctor.step == 2
 
 
@@ -383,7 +592,7 @@ def test_a_fault_in_the_doctor_never_stops_training(model, monkeypatch: pytest.M
         plain.zero_grad()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
     assert doctor.run["loss/a"].steps.tolist() == [0, 1]
-    [event] = doctor.run.events
+    [event] = failures(doctor.run)
     assert event["measurement"] == "gradients"
     with pytest.raises(RuntimeError, match="out of memory"), ld.Doctor(model, optimizer, strict=True) as strict:
         strict.backward(model.losses(x))
@@ -435,6 +644,41 @@ def test_endpoint_is_evaluated_without_a_trace_and_recorded(model) -> None:
     assert all(m.training for m in field.modules())
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), field.state_dict().values(), strict=True))
+
+
+def test_a_sampler_of_ones_own_is_named_and_leaves_no_trace(model) -> None:
+    class Sampler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def draw(self, velocity, z0: Tensor, cond: object, steps: int) -> Tensor:
+            self.calls += 1
+            assert not self.training
+            torch.rand(3)
+            for k in range(steps):
+                z0 += velocity(z0, torch.full((len(z0),), k / steps), cond) / steps
+            return z0
+
+    def field(x: Tensor, t: Tensor, cond: object) -> Tensor:
+        return torch.sin(3 * x) + t[:, None]
+
+    sampler, rng = Sampler(), torch.get_rng_state()
+    with ld.Doctor(model, sgd(model), strict=True) as doctor:
+        z0, z1 = torch.zeros(8, 2), torch.ones(8, 2)
+        values = doctor.endpoint(z0, z1, field, steps=(4, 8), solver=sampler.draw)
+        assert doctor.run.meta["endpoint"] == {"solver": "draw", "order": 1, "steps": [4, 8], "samples": 8}
+        same = doctor.endpoint(z0, z1, field, steps=(4, 8))
+        assert doctor.run.meta["endpoint"] == {"solver": "euler", "order": 1, "steps": [4, 8], "samples": 8}
+        doctor.endpoint(z0, z1, field, steps=(4, 8), solver="heun")
+        assert doctor.run.meta["endpoint"]["order"] == 2
+        with pytest.raises(UsageError, match="ddim"):
+            doctor.endpoint(z0, z1, field, solver="ddim")
+    assert values["flow/ode_error@8"] == pytest.approx(same["flow/ode_error@8"], rel=1e-4)
+    assert float(sampler.calls) == 0.0
+    assert sampler.training
+    assert torch.equal(rng, torch.get_rng_state())
+    assert not z0.any()
 
 
 def test_no_synchronisation_on_steps_that_are_not_due(model, monkeypatch: pytest.MonkeyPatch) -> None:

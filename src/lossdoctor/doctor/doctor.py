@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,19 +19,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossdoctor import metrics
-from lossdoctor.doctor.examination import Examination, Patient, owner_of, randomness
+from lossdoctor.diagnose import Diagnosis, diagnose
+from lossdoctor.doctor.examination import Examination, Patient, randomness
+from lossdoctor.doctor.live import LiveDiagnosis, told
 from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
-from lossdoctor.probe import neutrality, observe
-from lossdoctor.probe.parameters import check_heads, unwrapped
+from lossdoctor.probe import observe
+from lossdoctor.probe.audit import Auditor
+from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.schedule import Schedule, schedule
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
 from lossdoctor.probe.updates import shadow_watch
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
 from lossdoctor.record import Record
+from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
@@ -42,7 +46,6 @@ Readings = dict[str, "Tensor | Maybe"]
 
 _LINEARITY = "linearity error"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
-_STEPS = (8, 16, 32, 64)
 _ROLLOUT_SECONDS = 30.0
 
 
@@ -54,7 +57,9 @@ class Doctor:
     kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
     optimizer steps are measured in full, an int or a schedule. sinks: other trackers that get every record. gradients:
     "exact" per-loss gradients, "off" for none; "auto" chooses. strict: raise instead of recording a failure (tests).
-    resume: continue a run whose folder exists. meta: anything JSON can hold, kept in meta.json.
+    resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
+    1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
+    called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
 
     Raises UsageError for heads, kinds or schedules that cannot be, RunExistsError when the folder holds another run. A
     folder that cannot be written gives one warning, and the records stay in memory.
@@ -75,16 +80,20 @@ class Doctor:
         gradients: str = "auto",
         strict: bool = False,
         resume: bool = False,
+        on_finding: Callable[[Finding], object] | None = None,
+        live: bool = True,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
+        optimizers, checked = check_optimizers(optimizer), check_heads(model, heads or {})
         self._patient = Patient(
             model=model,
-            optimizers=_optimizers(optimizer),
-            heads=check_heads(model, heads or {}),
+            optimizers=optimizers,
+            heads=checked,
             tops=[m for m in (model, *(heads or {}).values(), teacher, ema) if m is not None],
             ema=shadow_watch("ema", ema, model),
             teacher=shadow_watch("teacher", teacher, model),
             kinds=checked_kinds(kinds or {}),
+            auditor=Auditor(model, checked, optimizers, teacher, ema),
         )
         self.ret: dict[str, float] = {}
         if gradients not in ("auto", "exact", "off"):
@@ -103,6 +112,8 @@ class Doctor:
         self._out = Outlet(run, {**self._facts(), **(meta or {})}, sinks, resume=resume, strict=strict)
         if gradients == "off":
             self._out.off.add("gradients")
+        self._on_finding = on_finding
+        self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live else None
         self._begin_step()
         self._hooks = [
             hook
@@ -221,36 +232,27 @@ class Doctor:
         z1: Tensor,
         velocity: Velocity,
         cond: Any = None,
-        steps: Sequence[int] = _STEPS,
-        solver: str = "euler",
+        steps: Sequence[int] = STEPS,
+        solver: str | metrics.endpoint.Sampler = "euler",
         t_source: float = 0.0,
     ) -> dict[str, float]:
         """Integrate the field from z0 in evaluation mode and record how well it ends; see the endpoint metrics.
 
         z0, z1: (B, ...), the source and the target end. velocity: called velocity(x, t, cond), with t shaped as in the
-        last `flow` call, (B,) without one. Returns the metrics of this call, recorded at the current step.
+        last `flow` call, (B,) without one. solver: a name of `flow.solvers.SOLVERS`, or your own sampler, called
+        solver(velocity, z0, cond, steps) and expected to return the end points (B, ...): then `flow/ode_error@K` and
+        `flow/ode_order` judge its grid and its times. Returns the metrics of this call, recorded at the current step.
         """
         values: dict[str, float] = {}
         if self._closed or "endpoint" in self._out.off:
             return values
         self._rolled_out = True
         with self._out.guard("endpoint"):
-            tops = [*self._patient.tops, *owner_of(velocity)]
-            with neutrality.undisturbed(neutrality.every_module(tops), None), neutrality.evaluation(tops):
-                readings = metrics.endpoint.measure.deferred(
-                    z0.detach(),
-                    z1.detach(),
-                    velocity,
-                    cond,
-                    steps=tuple(steps),
-                    solver=solver,
-                    t_source=t_source,
-                    t_ndim=1 if self._last_flow is None else self._last_flow.t_like.ndim,
-                    generator=randomness(self._out.step, z0.device),
-                )
-            values = to_host(readings)
+            t_ndim = 1 if self._last_flow is None else self._last_flow.t_like.ndim
+            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim)
+            values = rollout.measure(z0, z1, self._patient.tops, randomness(self._out.step, z0.device))
             self._out.deliver([Record(self._out.step, values)])
-            self._out.describe(endpoint={"solver": solver, "steps": list(steps), "samples": len(z0)})
+            self._out.describe(endpoint={**rollout.facts(), "samples": len(z0)})
             self.ret = {**self.ret, **values}
         return values
 
@@ -265,6 +267,11 @@ class Doctor:
     def run(self) -> Run:
         """Everything recorded so far."""
         return self._out.run
+
+    def diagnose(self) -> Diagnosis:
+        """What the rules say of everything recorded so far; see `lossdoctor.diagnose`."""
+        self._out.flush()
+        return diagnose(self.run)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on counting."""
@@ -288,6 +295,9 @@ class Doctor:
                 self._roll_out_last_batch()
         with self._out.guard("record"):
             self._out.deliver(self._records(None))
+        if self._live is not None:
+            self._out.flush()
+            self._hand_on(self._live.close())
         self._closed = True
         atexit.unregister(self._at_exit)
         observe.deactivate(self)
@@ -366,6 +376,9 @@ class Doctor:
                 self._out.deliver(self._records(self._examination))
             if (snapshot := self._examination.snapshot) and snapshot.flow:
                 self._last_flow = snapshot.flow
+            if self._live is not None:
+                self._live.measured()
+                self._hand_on(self._live.news())
         # Optimizers that take turns: after a due step the others get a measured step too, once.
         if self._schedule.due(self._out.step):
             self._owed, self._turns = frozenset(map(id, self._patient.optimizers)), len(self._patient.optimizers)
@@ -390,30 +403,25 @@ class Doctor:
             steps[now] = self.ret = {**steps.get(now, {}), **examination.learned(measured)}
         return [Record(s, dict(values), full=bool(examination) and s == now) for s, values in sorted(steps.items())]
 
+    def _found(self, finding: Finding) -> None:
+        self._out.event("finding", **told(finding))
+
+    def _live_failed(self, error: Exception) -> None:
+        self._out.event("failure", measurement="live diagnosis", error=f"{type(error).__name__}: {error}")
+
+    def _hand_on(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            if self._on_finding is not None and "on_finding" not in self._out.off:
+                with self._out.guard("on_finding"):
+                    self._on_finding(finding)
+
     def _roll_out_last_batch(self) -> None:
         batch = self._last_flow
         if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
             return
-        tops, calls = [*self._patient.tops, *owner_of(batch.velocity)], 3 * sum(_STEPS) + 8 * max(_STEPS)
-        with neutrality.undisturbed(neutrality.every_module(tops), None), neutrality.evaluation(tops):
-            started = time.perf_counter()
-            float(batch.velocity(batch.z0, batch.t_like, batch.cond).sum())
-            seconds = calls * (time.perf_counter() - started)
+        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim)
+        seconds = rollout.seconds(batch, self._patient.tops)
         if seconds > _ROLLOUT_SECONDS:
             self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
             return
         self.endpoint(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)
-
-
-def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    found = tuple(given) if isinstance(given, Sequence) else (given,)
-    if not found or not all(isinstance(one, Optimizer) for one in found):
-        raise UsageError(
-            mismatch(
-                "Doctor watches optimizers",
-                "a torch.optim.Optimizer or a sequence of them",
-                ", ".join(type(one).__name__ for one in found) or "an empty sequence",
-                "Doctor(model, optimizer)",
-            )
-        )
-    return found

@@ -17,6 +17,7 @@ from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.kinds import guess_kind
 from lossdoctor.metrics.reading import Maybe
 from lossdoctor.probe import neutrality
+from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
@@ -38,7 +39,8 @@ class Patient:
 
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
-    gradients, updates: memory for copies that is used again at every due step.
+    auditor: looks at optimizers, memory, modes and dtypes, as rarely. gradients, updates: memory for copies that is
+    used again at every due step.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Patient:
     ema: ShadowWatch | None
     teacher: ShadowWatch | None
     kinds: Mapping[str, str]
+    auditor: Auditor
     linearity: Linearity = field(default_factory=Linearity)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
@@ -90,13 +93,18 @@ class Patient:
 
 @dataclass(slots=True)
 class Examination:
-    """One due step. Every part is guarded on its own: one that fails is switched off and the others go on."""
+    """One due step. Every part is guarded on its own: one that fails is switched off and the others go on.
+
+    losses: what each `backward` of the step was given, by name. backwards: how often it was called.
+    """
 
     patient: Patient
     out: Outlet
     capture: Capture = field(default_factory=Capture)
     snapshot: Snapshot | None = None
     readings: Readings = field(default_factory=dict)
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    backwards: int = 0
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
     _witness: nn.Parameter | None = None
@@ -110,26 +118,49 @@ class Examination:
     ) -> None:
         """The extra passes, while the graph is there."""
         if "gradients" in self.out.off:
+            self._note(losses)
             return
         with self.out.guard("gradients"):
-            if self._witness is not None and self._witness.grad is None:
-                # The last gradients are gone and nothing stepped: GradScaler skipped a step. Only this batch counts.
+            one = torch.ones((), device=next(iter(losses.values())).device)
+            scale = None if scaler is None else scaler.scale(one)
+            if self._given_up(losses, foreign=backward is not None, scale=scale):
                 self.capture, self._ledger = self.capture.latest(), None
+                self.losses, self.backwards = {}, 0
+            self._note(losses)
             if self._ledger is None:
                 self._ledger = Ledger(self.patient.look(), self.patient.linearity, self.patient.gradients)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
-            one = torch.ones((), device=next(iter(losses.values())).device)
             self._ledger.observe(
                 losses,
                 {name: float(weight) for name, weight in weights.items()},
                 modules=self.patient.modules,
-                scale=None if scaler is None else scaler.scale(one),
+                scale=scale,
                 foreign_backward=backward is not None,
                 z1=self.capture.z1,
                 z1_loss=velocities[0] if velocities else None,
             )
             return
         self._ledger = None
+
+    def _note(self, losses: Mapping[str, Tensor]) -> None:
+        self.backwards += 1
+        for name, loss in losses.items():
+            self.losses.setdefault(name, []).append(loss.detach())
+
+    def _given_up(self, losses: Mapping[str, Tensor], *, foreign: bool, scale: Tensor | None) -> bool:
+        """Whether the backwards so far belong to a step that never came, so that only what is coming now counts.
+
+        GradScaler skips a step when it overflows, and then lowers its scale; inside a foreign backward that cannot be
+        seen. Other losses belong to an optimizer that is not watched. With the same losses, gradients that are gone are
+        a finding: the micro-batches of one step, and `zero_grad` between them.
+        """
+        ledger = self._ledger
+        if ledger is None or not ledger.disturbed():
+            return False
+        if ledger.scale is not None and scale is not None and bool(scale != ledger.scale):
+            return True
+        gone = self._witness is not None and self._witness.grad is None
+        return gone and (foreign or losses.keys() != ledger.losses.keys())
 
     def after_backward(self) -> None:
         """The total gradient, before clipping can change it."""
@@ -150,9 +181,10 @@ class Examination:
                 source = self._ledger.source(self.capture.z1)
                 if error is not None:
                     self.readings[_LINEARITY] = error
-        flow = self.capture.flow()
+        flow, posterior, distill = self.capture.flow(), self.capture.posterior(), self.capture.distill()
         if self._ledger is None:
             self.patient.look()
+        self._audit()
         owners = owner_of(flow.velocity) if flow else []
         known = set(map(id, self.patient.modules))
         modules = [*self.patient.modules, *neutrality.every_module(m for m in owners if id(m) not in known)]
@@ -160,22 +192,41 @@ class Examination:
             samples = len(flow.v_pred)
             self.out.tell("probes", "samples", metrics.probes.sub_batch(samples))
             self.out.tell("probes", "batch", samples)
+            self.out.tell("shapes", "batch", samples)
+            self.out.tell("shapes", "velocity_dimensions", flow.v_pred[:1].numel())
+        if posterior is not None:
+            self.out.tell("shapes", "posterior_dimensions", posterior.mu[:1].numel())
+        if distill is not None:
+            self.out.tell("shapes", "prototypes", distill.teacher_logits.shape[-1])
         self.snapshot = Snapshot(
             randomness=functools.partial(randomness, self.out.step),
             undisturbed=lambda: neutrality.undisturbed(modules, self.capture.autocast),
             batch_coupled=neutrality.batch_coupled(modules),
             stochastic=neutrality.stochastic(modules),
             flow=flow,
-            posterior=self.capture.posterior(),
-            distill=self.capture.distill(),
+            posterior=posterior,
+            distill=distill,
             gradients=gradients,
             source=source,
             kl_weight=self.patient.of_kind("kl", weights),
-            distill_loss=self.patient.of_kind("distill", losses),
+            distill_loss=self._as_trained("distill", losses, joined=_joined(distill, self.capture.distills)),
+            velocity_loss=self._as_trained("velocity", losses, joined=_joined(flow, self.capture.flows)),
             ema=self.patient.ema.settle() if self.patient.ema else None,
             teacher=self.patient.teacher.settle() if self.patient.teacher else None,
         )
         self._measure(metrics.BEFORE_STEP)
+
+    def _audit(self) -> None:
+        if "audit" not in self.out.off:
+            with self.out.guard("audit"):
+                facts = self.patient.auditor.news(self.capture.autocast, self.backwards)
+                if facts is not None:
+                    self.out.event("audit", facts=facts)
+
+    def _as_trained(self, kind: str, losses: Mapping[str, Tensor | float], *, joined: bool) -> Tensor | float | None:
+        """The one loss of this kind; where its batch is all micro-batches joined, their mean."""
+        several = {name: each for name, each in self.losses.items() if joined and self.patient.kind(name) == kind}
+        return self.patient.of_kind(kind, {**losses, **{name: sum(each) / len(each) for name, each in several.items()}})
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Remember what the optimizer is about to change."""
@@ -224,6 +275,11 @@ class Examination:
 def randomness(step: int, device: torch.device) -> torch.Generator:
     """Private randomness, the same for the same step whatever happened before."""
     return torch.Generator(device=device).manual_seed(1_000_003 * (step + 1))
+
+
+def _joined(batch: object, handed_in: Sequence[object]) -> bool:
+    """Whether a batch is several micro-batches; those that do not fit together leave the last as it was."""
+    return batch is not None and batch is not handed_in[-1]
 
 
 def owner_of(function: object) -> list[nn.Module]:

@@ -57,6 +57,10 @@ class Outlet:
             for sink in self._sinks:
                 sink.write(records)
 
+    def flush(self) -> None:
+        """Bring what is delivered to where it is read; waits for the disk, a second at most."""
+        self._writer.flush(timeout=1.0)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Record that something happened, at the current step."""
         event = self._writer.event(kind, step=self.step, **fields)

@@ -1,0 +1,145 @@
+"""`lossdoctor check`: diagnose runs, in the form asked for, with an exit code a script can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lossdoctor import config as configuration
+from lossdoctor.cli.folders import written
+from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.errors import RunError, UsageError, mismatch
+from lossdoctor.messages import text
+
+# numpy, and what needs it, is imported where it is used: `lossdoctor check --help` must not wait for it.
+if TYPE_CHECKING:
+    from lossdoctor.diagnose import Diagnosis
+    from lossdoctor.rules import Rule
+
+FORMATS = ("text", "json", "markdown", "sarif", "github", "html")
+FAIL_ON = ("error", "warning", "info", "never")
+
+
+@click.command("check")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text")
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--select", multiple=True, metavar="CODE,..")
+@click.option("--ignore", multiple=True, metavar="CODE,..")
+@click.option("--set", "changes", multiple=True, metavar="CODE.FIELD=VALUE")
+@click.option("--fail-on", type=click.Choice(FAIL_ON), default="warning")
+@click.option("--verbose", "-v", is_flag=True)
+@global_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    runs: tuple[Path, ...],
+    form: str,
+    output: Path | None,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    changes: tuple[str, ...],
+    fail_on: str,
+    verbose: bool,
+) -> None:
+    """Its help text is in the message catalogues."""
+    if form == "html" and (output is None or len(runs) != 1):
+        got = f"{len(runs)} runs" + (" and no --output" if output is None else "")
+        raise UsageError(
+            mismatch("A page is one file about one run.", "one RUN and --output FILE", got, "give -o report.html")
+        )
+    asked = rules_asked(_codes(select), _codes(ignore), changes)
+    diagnoses, broken = _diagnosed(runs, asked, settings(ctx))
+    if diagnoses:
+        _tell(diagnoses, runs, form, output, settings(ctx), verbose=verbose)
+    ctx.exit(_exit_code(diagnoses, fail_on, broken=broken))
+
+
+def rules_asked(select: Sequence[str], ignore: Sequence[str], changes: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules as the options name and set them."""
+    from lossdoctor.diagnose import configured
+
+    thresholds: dict[str, dict[str, object]] = {}
+    for name, value in configuration.assignments(changes).items():
+        code, _, field = name.partition(".")
+        thresholds.setdefault(code.upper(), {})[field] = value
+    return configured(select=select, ignore=ignore, settings=thresholds)
+
+
+def _codes(given: Sequence[str]) -> list[str]:
+    return [code.strip() for several in given for code in several.split(",") if code.strip()]
+
+
+def _diagnosed(runs: Sequence[Path], asked: Sequence[Rule], talk: Settings) -> tuple[list[Diagnosis], bool]:
+    """One run that cannot be read does not keep the others from being judged."""
+    from lossdoctor.diagnose import diagnose
+    from lossdoctor.store import Run
+
+    found, broken = [], False
+    for path in runs:
+        try:
+            found.append(diagnose(Run.open(path), rules=asked, name=str(path)))
+        except RunError as error:
+            broken = True
+            click.echo(text("check.broken_run", talk.lang, run=path, error=error), err=True)
+    return found, broken
+
+
+def _tell(
+    diagnoses: Sequence[Diagnosis],
+    runs: Sequence[Path],
+    form: str,
+    output: Path | None,
+    talk: Settings,
+    *,
+    verbose: bool,
+) -> None:
+    if form == "html":
+        from lossdoctor.report.page import page
+        from lossdoctor.store import Run
+
+        told = page(Run.open(runs[0]), diagnoses[0], lang=talk.lang)
+    elif form == "text":
+        told = ""
+        from lossdoctor.report.verdict.text import Verdict
+
+        if output is None:
+            console = talk.console()
+            for diagnosis in diagnoses:
+                console.print(Verdict(diagnosis, talk.lang, verbose=verbose))
+            return
+        told = "\n".join(_as_text(diagnosis, talk, verbose=verbose) for diagnosis in diagnoses)
+    else:
+        from lossdoctor.report.verdict import DOCUMENTS
+
+        told = DOCUMENTS[form](diagnoses, talk.lang)
+    if output is None:
+        click.echo(told, nl=False)
+    else:
+        written(output, told)
+        click.echo(text("check.written", talk.lang, path=output), err=True)
+
+
+def _as_text(diagnosis: Diagnosis, talk: Settings, *, verbose: bool) -> str:
+    import io
+
+    from rich.console import Console
+
+    from lossdoctor.report.verdict.text import Verdict
+
+    page = io.StringIO()
+    Console(file=page, no_color=True, width=100, highlight=False).print(Verdict(diagnosis, talk.lang, verbose=verbose))
+    return page.getvalue()
+
+
+def _exit_code(diagnoses: Sequence[Diagnosis], fail_on: str, *, broken: bool) -> int:
+    if broken or not any(diagnosis.judged for diagnosis in diagnoses):
+        return 2
+    if fail_on == "never":
+        return 0
+    counting = FAIL_ON[: FAIL_ON.index(fail_on) + 1]
+    return int(any(diagnosis.worst() in counting for diagnosis in diagnoses))

@@ -1,0 +1,73 @@
+"""`lossdoctor compare`: two runs side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lossdoctor.cli.options import global_options, settings
+from lossdoctor.messages import text
+
+if TYPE_CHECKING:
+    from lossdoctor.report.comparison import Comparison
+
+SHOWN = 20
+
+
+@click.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@click.option("--verbose", "-v", is_flag=True)
+@global_options
+@click.pass_context
+def command(ctx: click.Context, *, a: Path, b: Path, form: str, verbose: bool) -> None:
+    """Its help text is in the message catalogues."""
+    from lossdoctor.diagnose import diagnose
+    from lossdoctor.report.comparison import compare
+    from lossdoctor.report.comparison_text import Sides
+    from lossdoctor.store import Run
+
+    left, right = Run.open(a), Run.open(b)
+    found = compare(left, right, diagnose(left, name=str(a)), diagnose(right, name=str(b)))
+    lang = settings(ctx).lang
+    if form == "json":
+        click.echo(json.dumps(_json(found, str(a), str(b), lang), ensure_ascii=False, indent=2))
+    else:
+        settings(ctx).console().print(Sides(found, str(a), str(b), lang, shown=None if verbose else SHOWN))
+    click.echo(text("compare.seeds", lang), err=True)
+
+
+def _json(found: Comparison, a: str, b: str, lang: str) -> dict[str, Any]:
+    def told(finding: Any) -> dict[str, Any]:
+        return {
+            "code": finding.code,
+            "name": finding.name,
+            "severity": finding.severity,
+            "loss": finding.loss,
+            "subject": finding.subject,
+            "message": finding.message.text(lang),
+        }
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {
+        "schema": "lossdoctor/comparison@1",
+        "a": a,
+        "b": b,
+        "only_a": [told(finding) for finding in found.only_a],
+        "only_b": [told(finding) for finding in found.only_b],
+        "both": [told(finding) for finding in found.both],
+        "curves": [
+            {**{key: plain(value) for key, value in dataclasses.asdict(one).items()}, "differs": one.differs}
+            for one in found.shifts
+        ],
+        "missing_a": list(found.missing_a),
+        "missing_b": list(found.missing_b),
+    }

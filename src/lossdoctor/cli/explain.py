@@ -1,0 +1,66 @@
+"""`lossdoctor explain`: the page of a rule, or the list of all of them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+import click
+
+from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.messages import text
+
+if TYPE_CHECKING:
+    from lossdoctor.rules import Rule
+
+
+@click.command("explain")
+@click.argument("code", required=False)
+@global_options
+@click.pass_context
+def command(ctx: click.Context, *, code: str | None) -> None:
+    """Its help text is in the message catalogues."""
+    from lossdoctor.rules import RULES
+
+    talk = settings(ctx)
+    if code is None:
+        _list(RULES, talk)
+        return
+    rule = next((rule for rule in RULES if code.upper() == rule.code or code == rule.name), None)
+    if rule is None:
+        import difflib
+
+        near = difflib.get_close_matches(code, [x for r in RULES for x in (r.code, r.name)], n=3)
+        expected = " | ".join(near) or "a code such as GRD101"
+        raise UsageError(mismatch("There is no such rule.", expected, code, "list the rules with: lossdoctor explain"))
+    click.echo(page(rule, talk.lang))
+
+
+def page(rule: type[Rule], lang: str) -> str:
+    """The page of a rule in a language, with its thresholds as they are."""
+    told = inspect.cleandoc(rule.page()) if lang == "en" else text(f"rule.{rule.code}.page", lang)
+    status = text("explain.since", lang, status=text(f"status.{rule.status}", lang), since=rule.since)
+    lines = [f"{rule.code} {rule.name} ({status})", "", told]
+    if rule.needs:
+        lines += ["", text("explain.needs", lang, needs=", ".join(rule.needs))]
+    if thresholds := rule.thresholds():
+        lines += ["", text("explain.thresholds", lang, code=rule.code)]
+        lines += [f"  {name} = {value}" for name, value in thresholds.items()]
+    return "\n".join(lines)
+
+
+def _list(rules: tuple[type[Rule], ...], talk: Settings) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True, style="bold")
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    for rule in rules:
+        told = inspect.cleandoc(rule.page()) if talk.lang == "en" else text(f"rule.{rule.code}.page", talk.lang)
+        rows.add_row(rule.code, rule.name, Text(told.splitlines()[0]))
+    console = talk.console()
+    console.print(rows)
+    console.print(Text(text("explain.list", talk.lang), style="dim"))

@@ -1,0 +1,113 @@
+"""Diagnosis while the training runs: rules are asked again in the background, and what is new is told once."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from lossdoctor.diagnose import Diagnosis, diagnose
+from lossdoctor.rules import Finding
+from lossdoctor.rules.view import LEAST
+from lossdoctor.store import Run
+
+SHARE = 0.01
+"""Of the time; a diagnosis that took d seconds is followed by a rest of d / SHARE."""
+
+GROWTH = 1.2
+"""A run is judged anew when it has this many times the measured steps it had."""
+
+_log = logging.getLogger("lossdoctor")
+
+
+class LiveDiagnosis:
+    """Asks the rules about a growing run, on a thread of its own.
+
+    A finding is new when it was in two diagnoses running and was not told before: the first steps of a run look like
+    many things. `news` gives what is new, on the caller's thread. tell: called with every new finding on the worker's
+    thread, to record it. failed: called once if the diagnosis itself fails; then it stops.
+    """
+
+    def __init__(
+        self, run: Callable[[], Run], tell: Callable[[Finding], None], failed: Callable[[Exception], None]
+    ) -> None:
+        self._run, self._tell, self._failed = run, tell, failed
+        self._measured = 0
+        self._judged_at = 0
+        self._rest_until = 0.0
+        self._suspects: set[tuple[str, str | None, str | None]] = set()
+        self._told: set[tuple[str, str | None, str | None]] = set()
+        self._news: queue.SimpleQueue[Finding] = queue.SimpleQueue()
+        self._due = threading.Semaphore(0)
+        self._ended = False
+        self._worker: threading.Thread | None = None
+
+    def measured(self) -> None:
+        """One more step was measured in full. Costs a comparison, unless it is time for a diagnosis."""
+        self._measured += 1
+        enough = self._measured >= max(LEAST, GROWTH * self._judged_at)
+        if enough and not self._ended and time.monotonic() >= self._rest_until:
+            self._judged_at, self._rest_until = self._measured, float("inf")  # until the worker knows better
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="lossdoctor-diagnosis", daemon=True)
+                self._worker.start()
+            self._due.release()
+
+    def news(self) -> list[Finding]:
+        """What was found since the last call."""
+        found = []
+        while not self._news.empty():
+            found.append(self._news.get())
+        return found
+
+    def close(self) -> list[Finding]:
+        """End the worker, judge the whole run once more, and return what is new: now once is enough."""
+        self._ended = True
+        if self._worker is not None:
+            self._due.release()
+            self._worker.join()
+        if self._measured >= LEAST:
+            self._judge(sure=True)
+        return self.news()
+
+    def _work(self) -> None:
+        while True:
+            self._due.acquire()
+            if self._ended:
+                return
+            started = time.monotonic()
+            self._judge(sure=False)
+            ended = time.monotonic()
+            self._rest_until = ended + (ended - started) / SHARE
+
+    def _judge(self, *, sure: bool) -> None:
+        try:
+            self._compare(diagnose(self._run()), sure=sure)
+        except Exception as error:  # a fault in the doctor never stops a training
+            self._ended = True
+            self._failed(error)
+
+    def _compare(self, diagnosis: Diagnosis, *, sure: bool) -> None:
+        now = {(f.code, f.loss, f.subject): f for f in diagnosis.findings if f.severity != "info"}
+        for key, finding in now.items():
+            if (sure or key in self._suspects) and key not in self._told:
+                self._told.add(key)
+                self._tell(finding)
+                self._news.put(finding)
+                _log.warning("%s %s: %s", finding.code, finding.name, finding.message)
+        self._suspects = set(now)
+
+
+def told(finding: Finding) -> dict[str, object]:
+    """A finding as the fields of an event."""
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "severity": finding.severity,
+        "certainty": finding.certainty,
+        "loss": finding.loss,
+        "subject": finding.subject,
+        "message": str(finding.message),
+    }
