@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format lint types docs bench
+.PHONY: demo test check format lint types docs bench clinic browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
 
-test: $(VENV)/.dev  ## the whole test suite, one full demo included
+test: $(VENV)/.dev browser  ## the whole test suite, one full demo included
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: format lint types docs test  ## everything that must be green before a change lands
@@ -28,6 +28,17 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## overhead, as ratios in one interleaved run; writes docs/overhead.md
 	$(BIN)/python benchmarks/overhead.py --write docs/overhead.md
+
+clinic: $(VENV)/.dev  ## programs x faults, five seeds: how often the rules are right; writes docs/clinic.md (about an hour)
+	$(BIN)/lossdoctor clinic --lang en --out runs/clinic $(ARGS)
+	cp runs/clinic/clinic.md docs/clinic.md
+
+# The report is opened by tests in a real browser.
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
+		{ echo "installing chromium for the tests of the report"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+		{ echo "The tests open pages in Chromium: install chromium and chromedriver, then run make test again."; exit 1; }
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,10 +1,12 @@
-"""Sphinx configuration. The page of metrics is written from the vocabulary and the message catalogue at each build."""
+"""Sphinx configuration. The pages of metrics and of rules are written from the program itself at each build."""
 
+import inspect
 from pathlib import Path
 
 from lossdoctor import __version__ as release
 from lossdoctor.keys import FAMILIES, KEYS
 from lossdoctor.messages import text
+from lossdoctor.rules import RULES
 
 project = "lossdoctor"
 version = release
@@ -32,3 +34,23 @@ def metrics_page() -> str:
 
 
 (Path(__file__).parent / "metrics.md").write_text(metrics_page(), encoding="utf-8")
+
+RULES_HEAD = """# Rules
+
+What `lossdoctor check` asks, sorted by code. `lossdoctor explain CODE` shows the same pages, `--lang zh-CN` in Chinese.
+"""
+
+
+def rules_page() -> str:
+    """The docstring of every rule, with what it needs and its thresholds."""
+    parts = [RULES_HEAD]
+    for rule in RULES:
+        page = inspect.cleandoc(rule.page()).replace("<", "\\<").replace("|", "\\|")
+        needs = ", ".join(f"`{need}`" for need in rule.needs) or "nothing"
+        fields = ", ".join(f"`{name} = {value}`" for name, value in rule.thresholds().items())
+        told = f"Severity: {rule.severity}. Needs: {needs}." + (f" Thresholds: {fields}." if fields else "")
+        parts.append(f"## {rule.code} {rule.name}\n\n{page}\n\n{told}\n")
+    return "\n".join(parts)
+
+
+(Path(__file__).parent / "rules.md").write_text(rules_page(), encoding="utf-8")

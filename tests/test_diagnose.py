@@ -107,6 +107,15 @@ def test_what_follows_stands_under_its_root(loss: str | None) -> None:
     assert [finding.explained_by for finding in told.findings] == [None, "AAA109", "AAA109", "AAA109", None]
 
 
+def test_a_group_is_as_bad_as_its_worst_finding() -> None:
+    asked = [
+        firing("AAA101", severity="warning", depth="root"),
+        firing("AAA103", severity="warning", explains=("AAA104",)),
+        firing("AAA104", severity="error"),
+    ]
+    assert codes(diagnose(run(), rules=asked)) == [["AAA103", "AAA104"], ["AAA101"]]
+
+
 def test_another_loss_explains_nothing() -> None:
     told = diagnose(run(), rules=[firing("AAA101", loss="kl", explains=("AAA102",)), firing("AAA102", loss="flow")])
     assert codes(told) == [["AAA101"], ["AAA102"]]

@@ -21,7 +21,8 @@ LAYERS = [
     "diagnose",
     "doctor",
     "preflight ablate report exchange",
-    "reference clinic",
+    "reference",
+    "clinic",
     "integrations cli",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}

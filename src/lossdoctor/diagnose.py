@@ -251,13 +251,17 @@ def _tests(outcomes: Iterable[Outcome]) -> Iterator[float]:
 
 
 def _grouped(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> Iterator[Finding]:
-    """Leaders by importance, each followed by what it explains."""
+    """Leaders, each followed by what it explains; the group with the worst finding in it comes first."""
     ordered = sorted(findings, key=_importance)
     leader_of = {id(finding): _leader(finding, ordered, rules) for finding in ordered}
-    for finding in ordered:
-        if leader_of[id(finding)] is None:
-            yield finding
-            yield from _followers(finding, ordered, leader_of)
+    groups = [
+        (finding, tuple(_followers(finding, ordered, leader_of)))
+        for finding in ordered
+        if leader_of[id(finding)] is None
+    ]
+    for leader, followers in sorted(groups, key=lambda group: _worst((group[0], *group[1]))):
+        yield leader
+        yield from followers
 
 
 def _followers(
@@ -298,6 +302,10 @@ def _explains(root: Finding, other: Finding, rules: Mapping[str, Rule]) -> bool:
     # The same root named first by both: the one that is nearer to it leads.
     same = bool(root.causes) and bool(other.causes) and root.causes[0].code == other.causes[0].code
     return same and _importance(root) < _importance(other)
+
+
+def _worst(group: Sequence[Finding]) -> tuple[int, tuple[int, int, int, str, str]]:
+    return min(SEVERITIES.index(finding.severity) for finding in group), _importance(group[0])
 
 
 def _importance(finding: Finding) -> tuple[int, int, int, str, str]:

@@ -34,7 +34,11 @@ def test_help(arguments: list[str], lang: str, snapshot: SnapshotAssertion) -> N
 
 def test_the_catalogue_is_the_folder() -> None:
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__"}
-    commands = {name for name in files if hasattr(importlib.import_module(f"lossdoctor.cli.{name}"), "command")}
+    commands = {
+        name.removesuffix("_")
+        for name in files
+        if hasattr(importlib.import_module(f"lossdoctor.cli.{name}"), "command")
+    }
     assert commands == set(COMMANDS), "list every module with a `command` in COMMANDS of cli/__init__.py"
     assert list(COMMANDS) == sorted(COMMANDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from typing import Any
 
@@ -13,8 +14,8 @@ from lossdoctor.cli.options import Settings, global_options, settings, speak
 from lossdoctor.errors import LossDoctorError
 from lossdoctor.messages import default_language
 
-COMMANDS = ("demo",)
-"""Every command: the module of the same name in this package holds it as `command`."""
+COMMANDS = ("check", "clinic", "compare", "demo", "explain", "export", "import", "report")
+"""Every command: the module of the same name here holds it as `command`; behind a word of Python stands a "_"."""
 
 
 class Refused(click.ClickException):
@@ -37,7 +38,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"lossdoctor.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = importlib.import_module(f"lossdoctor.cli.{module}").command
         speak(command, settings(ctx).lang, ctx)
         return command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import operator
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,14 +32,6 @@ HOME = Path("runs/demo")
 EVERY, LEAST = 50, 50
 """Every 50th step is measured in full, but at least 50 steps of a short run."""
 PER_DIGIT, SHOWN_PER_DIGIT = 24, 6
-_COUNTS = (
-    "train.steps",
-    "train.batch",
-    "train.evaluate_every",
-    "train.progress_every",
-    "autoencoder.steps",
-    "autoencoder.batch",
-)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -51,6 +43,7 @@ INTERRUPTED = 130
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]))
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE")
+@click.option("--fault", metavar="NAME")
 @global_options
 @click.pass_context
 def command(
@@ -62,8 +55,11 @@ def command(
     device: str | None,
     config_file: Path | None,
     changes: tuple[str, ...],
+    fault: str | None,
 ) -> None:
     """Its help text is in the message catalogues."""
+    if fault is not None and _listed(fault, settings(ctx)):
+        return
     for package, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "demo", "The demo")
@@ -72,7 +68,7 @@ def command(
     try:
         config = configured(config_file, changes, {name: value for name, value in given.items() if value is not None})
         folder = next_free(HOME) if out is None else chosen(out)
-        ctx.exit(run(config, folder, settings(ctx)))
+        ctx.exit(run(config, folder, settings(ctx), fault))
     except KeyboardInterrupt:
         click.echo(text("demo.stopped", lang) if folder is None else text("demo.stopped_at", lang, folder=folder))
         ctx.exit(INTERRUPTED)
@@ -84,16 +80,25 @@ def command(
 
 def configured(file: Path | None, changes: Sequence[str], options: dict[str, Any]) -> ReferenceConfig:
     """Settings of the reference system: its own, over them the file's, over them --set, over them the other options."""
-    from lossdoctor.reference.config import ReferenceConfig
+    from lossdoctor.reference.config import ReferenceConfig, validate
 
     config = ReferenceConfig() if file is None else configuration.load(ReferenceConfig, file)
     config = configuration.override(config, configuration.assignments(changes) | options)
-    for name in _COUNTS:
-        if (count := operator.attrgetter(name)(config)) < 1:
-            raise UsageError(
-                mismatch(f"{name} is a count.", "1 or more", str(count), f"give --set {name}=N with N >= 1")
-            )
+    validate(config)
     return configuration.override(config, {"device": _device(config.device)})
+
+
+def _listed(fault: str, talk: Settings) -> bool:
+    """Whether the list of faults was asked for, which is then printed. UsageError for a fault that is not in it."""
+    from lossdoctor.reference.faults import FAULTS
+
+    if fault == "list":
+        width = max(map(len, FAULTS))
+        click.echo("\n".join(f"{name:{width}}  {text(f'fault.{name}', talk.lang)}" for name in FAULTS))
+    elif fault not in FAULTS:
+        todo = "lossdoctor demo --fault list says what each of them is"
+        raise UsageError(mismatch("The demo has no such fault.", ", ".join(FAULTS), fault, todo))
+    return fault == "list"
 
 
 def _device(asked: str) -> str:
@@ -111,22 +116,30 @@ def _device(asked: str) -> str:
     return asked
 
 
-def run(config: ReferenceConfig, folder: Path, settings: Settings) -> int:
+def run(config: ReferenceConfig, folder: Path, settings: Settings, fault: str | None = None) -> int:
     """Train, measure, lay out. Returns the exit code: 0, 2 when a result could not be written, 130 after Ctrl-C."""
     from lossdoctor.cli.progress import Phases
     from lossdoctor.cli.results import Results
+    from lossdoctor.diagnose import diagnose
     from lossdoctor.reference import Trainer
+    from lossdoctor.reference.faults import sick
     from lossdoctor.report.digest import digest
     from lossdoctor.report.terminal import Summary
+    from lossdoctor.report.verdict.text import Verdict
 
     console, lang, results = settings.console(), settings.lang, Results(folder)
     with _warnings_told(console, lang), Phases(console, lang) as phases:
         phases.say(text("demo.begin", lang, folder=folder))
-        trainer = Trainer(config)
+        trainer = Trainer(config) if fault is None else sick(config, fault)
         record, evaluation, interrupted = _train(trainer, folder, phases)
         notes = [*_held_out(evaluation, lang), *_sample(trainer, phases, results, lang)]
+        if fault is not None:
+            notes.append(text("demo.fault", lang, fault=fault, what=text(f"fault.{fault}", lang)))
         _lay_out(trainer, record, results, notes, lang)
     console.print(Summary(digest(record), lang))
+    console.print("")
+    console.print(Verdict(diagnose(record, name=str(folder)), lang))
+    console.print("")
     return _end(console, results, notes, interrupted=interrupted, lang=lang)
 
 
@@ -214,7 +227,15 @@ def _lay_out(trainer: Trainer, record: Run, results: Results, notes: Sequence[st
     results.make("checkpoint.pt", trainer.save)
     results.make("config.toml", lambda path: path.write_text(configuration.dump(trainer.config), encoding="utf-8"))
     results.make("curves.png", lambda path: draw_curves(record, path, lang))
+    results.make("report.html", lambda path: path.write_text(_report(record, lang), encoding="utf-8"))
     results.make("summary.md", summary)
+
+
+def _report(record: Run, lang: str) -> str:
+    from lossdoctor.diagnose import diagnose
+    from lossdoctor.report.page import page
+
+    return page(record, diagnose(record), lang=lang)
 
 
 def _end(console: Console, results: Results, notes: Sequence[str], *, interrupted: bool, lang: str) -> int:
@@ -233,18 +254,30 @@ def _end(console: Console, results: Results, notes: Sequence[str], *, interrupte
 
 @contextlib.contextmanager
 def _warnings_told(console: Console, lang: str) -> Iterator[None]:
-    """The library's own warnings as sentences, above the progress, instead of as lines of Python."""
+    """The library's own warnings and live findings as sentences, above the progress, instead of as lines of Python."""
     from rich.text import Text
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", LossDoctorWarning)
-        others = warnings.showwarning
+    def tell(told: object) -> None:
+        console.print(Text(text("demo.warning", lang, warning=told), style="yellow"))
 
-        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, LossDoctorWarning):
-                console.print(Text(text("demo.warning", lang, warning=message), style="yellow"))
-            else:
-                others(message, category, *rest, **more)
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tell(record.getMessage())
 
-        warnings.showwarning = show
-        yield
+    handler, log = Told(logging.WARNING), logging.getLogger("lossdoctor")
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", LossDoctorWarning)
+            others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+                if issubclass(category, LossDoctorWarning):
+                    tell(message)
+                else:
+                    others(message, category, *rest, **more)
+
+            warnings.showwarning = show
+            yield
+    finally:
+        log.removeHandler(handler)

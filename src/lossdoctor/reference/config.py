@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lossdoctor.errors import UsageError, mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +129,102 @@ class ReferenceConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """The values a setting may have, both ends included unless `above` says that the lower one is not."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        begin = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        return begin if math.isinf(self.high) else f"{begin}, at most {self.high:,.10g}"
+
+
+_COUNT, _STEPS = _Range(1, 10**9), _Range(0, 10**9)
+_WIDTH, _DEPTH, _SIDE = _Range(1, 8192), _Range(0, 100), _Range(1, 64)
+_SHARE, _POSITIVE, _SIZE = _Range(0, 1), _Range(0, math.inf, above=True), _Range(0, math.inf)
+
+RANGES: Final[dict[str, _Range]] = {
+    "data.held_out": _Range(0, 0.9),
+    "data.rotate": _Range(0, 180),
+    "data.shift": _Range(0, 8),
+    "data.view_rotate": _Range(0, 180),
+    "data.view_shift": _Range(0, 8),
+    "data.view_noise": _Range(0, 100),
+    "text.width": _WIDTH,
+    "text.heads": _WIDTH,
+    "text.blocks": _DEPTH,
+    "text.embedding_std": _POSITIVE,
+    "text.logvar_start": _Range(-8, 4),  # where the posterior is clamped
+    "text.logvar_gain": _SIZE,
+    "autoencoder.latent": _SIDE,
+    "autoencoder.width": _WIDTH,
+    "autoencoder.steps": _COUNT,
+    "autoencoder.batch": _Range(1, 65536),
+    "autoencoder.lr": _POSITIVE,
+    "autoencoder.final_lr": _SHARE,
+    "autoencoder.warmup": _STEPS,
+    "autoencoder.weight_decay": _SIZE,
+    "autoencoder.kl": _SIZE,
+    "velocity.width": _WIDTH,
+    "velocity.blocks": _DEPTH,
+    "velocity.embedding": _WIDTH,
+    "velocity.frequencies": _WIDTH,
+    "distill.prototypes": _Range(2, 65536),
+    "distill.width": _WIDTH,
+    "distill.features": _WIDTH,
+    "distill.bottleneck": _WIDTH,
+    "distill.student_temp": _POSITIVE,
+    "distill.teacher_temp": _POSITIVE,
+    "distill.warmup_teacher_temp": _POSITIVE,
+    "distill.warmup": _SHARE,
+    "distill.center_momentum": _SHARE,
+    "distill.momentum": _SHARE,
+    "distill.lr_scale": _POSITIVE,
+    "train.steps": _COUNT,
+    "train.batch": _Range(1, 65536),
+    "train.lr": _POSITIVE,
+    "train.final_lr": _SHARE,
+    "train.warmup": _STEPS,
+    "train.weight_decay": _SIZE,
+    "train.head_lr_scale": _POSITIVE,
+    "train.clip": _POSITIVE,
+    "train.ema": _SHARE,
+    "train.evaluate_every": _COUNT,
+    "train.progress_every": _COUNT,
+    "weights.flow": _SIZE,
+    "weights.dino": _SIZE,
+    "weights.kl": _SIZE,
+}
+"""What every number may be, by dotted key; of a tuple, each of its numbers."""
+
+
+def validate(config: ReferenceConfig) -> None:
+    """Raise UsageError for the first setting, in the order of the configuration, that no training can have.
+
+    It looks at a configuration as a whole, which therefore may be built up in any order.
+    """
+    for name, value in _numbers(config):
+        if value not in RANGES[name]:
+            rule, todo = f"{name} is out of range.", f"give another {name}, or leave it out for the usual one"
+            raise UsageError(mismatch(rule, str(RANGES[name]), f"{value:g}", todo))
+    width, heads = config.text.width, config.text.heads
+    if width % heads:
+        rule, todo = "The attention heads share text.width evenly.", f"text.heads={math.gcd(width, heads)} would do"
+        raise UsageError(mismatch(rule, "a multiple of text.heads", f"{width} for {heads} heads", todo))
+
+
+def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    for part in dataclasses.fields(config):
+        value, name = getattr(config, part.name), f"{path}{part.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{name}.")
+        elif name not in ("seed", "device"):
+            yield from ((name, one) for one in (value if isinstance(value, tuple) else (value,)))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossdoctor.errors import MissingExtraError
-from lossdoctor.flow import Uniform
+from lossdoctor.flow import TimeSampler, Uniform
 from lossdoctor.reference.captions import WORDS, Tokenizer, Tokens, captions_of
 from lossdoctor.reference.config import DataConfig
 
@@ -134,6 +134,8 @@ class Loader:
     digits: at least `batch` of them. latent: (C, H, W) of the noise. Everything random comes from `generator`.
     """
 
+    times: TimeSampler = Uniform()
+
     def __init__(
         self,
         digits: Digits,
@@ -167,7 +169,7 @@ class Loader:
             pictures=self.move(digits.pictures, self.generator),
             views=(self.view(digits.pictures, self.generator), self.view(digits.pictures, self.generator)),
             tokens=self.book.draw(digits.labels, self.generator),
-            t=Uniform().sample(len(digits), generator=self.generator),
+            t=self.times.sample(len(digits), generator=self.generator),
             source_noise=torch.randn(noise, generator=self.generator),
             target_noise=torch.randn(noise, generator=self.generator),
         )

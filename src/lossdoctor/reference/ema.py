@@ -27,12 +27,15 @@ class Ema(Generic[M]):
     @torch.no_grad()
     def update(self, model: M) -> None:
         """Move towards `model`, once per optimizer step. Buffers are copied."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = self._decay()
         live = [parameter.float() for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), live, 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
         self.updates += 1
+
+    def _decay(self) -> float:
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -38,8 +38,12 @@ class Judge:
         self._machine = SVC(C=10.0, gamma=0.05).fit(_features(real.pictures), real.labels.numpy())
 
     def name(self, pictures: Tensor) -> Tensor:
-        """The digit it sees in each of (B, 1, 8, 8) pictures in [-1, 1]: (B,) int64."""
-        return torch.as_tensor(self._machine.predict(_features(pictures)), dtype=torch.int64)
+        """The digit it sees in each of (B, 1, 8, 8) pictures in [-1, 1]: (B,) int64; -1 in one with NaN or infinity."""
+        sound = pictures.flatten(1).isfinite().all(1)
+        named = torch.full((len(pictures),), -1)
+        if sound.any():
+            named[sound] = torch.as_tensor(self._machine.predict(_features(pictures[sound])), dtype=torch.int64)
+        return named
 
     def judge(self, generated: Digits) -> Verdict:
         """How well pictures fit the labels they were asked for, and how varied they are. At least 2 per label."""

@@ -32,5 +32,5 @@ class Sampler:
         noise = torch.randn(len(captions), *self.latent, generator=randomness)
         device = next(self.generator.parameters()).device
         cond, _, _, z0 = self.generator.source(self.tokenizer.encode(captions).to(device), noise.to(device))
-        z1 = integrate(lambda x, t: self.generator.velocity(x, t, cond), z0, steps, solver)
+        z1 = integrate(lambda x, t: self.generator.field(x, t, cond), z0, steps, solver)
         return self.autoencoder.decode(z1).cpu()

@@ -10,7 +10,7 @@ distillation of the teacher into the picture student and into z0.
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,14 @@ class Teacher(Protocol):
 class Generator(nn.Module):
     """Everything that is needed to go from a caption to a latent. Its average over training draws the samples."""
 
+    velocity_type: ClassVar[type[Velocity]] = Velocity
+
     def __init__(self, config: ReferenceConfig, vocabulary: int) -> None:
         super().__init__()
         latent = config.autoencoder.latent
         self.text = TextEncoder(vocabulary, config.text)
         self.z_head = VariationalHead(config.text, latent)
-        self.velocity = Velocity(config.velocity, latent, config.text.width)
+        self.velocity = self.velocity_type(config.velocity, latent, config.text.width)
 
     def source(self, tokens: Tokens, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Captions and standard normal noise (B, C, H, W) to cond (B, width), mu, logvar and z0, each (B, C, H, W)."""
@@ -68,18 +70,29 @@ class Generator(nn.Module):
         mu, logvar = self.z_head(cond)
         return cond, mu, logvar, mu + (logvar / 2).exp() * noise
 
+    def field(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """dx/dt as sampling calls it: x (B, C, H, W), t (B,) or (B, 1, ...), cond (B, width) to x's shape."""
+        velocity: Tensor = self.velocity(x, t, cond)
+        return velocity
+
 
 class System(nn.Module):
-    """The generator, the students and the teacher, and the frozen autoencoder."""
+    """The generator, the students and the teacher, and the frozen autoencoder.
+
+    Every formula is a method of its own, and a subclass may put in other parts: `reference.faults` does.
+    """
+
+    generator_type: ClassVar[type[Generator]] = Generator
+    teacher_type: ClassVar[type[MomentumTeacher]] = MomentumTeacher
 
     def __init__(self, config: ReferenceConfig, vocabulary: int, student: nn.Module, autoencoder: Autoencoder) -> None:
         super().__init__()
         settings = config.distill
-        self.settings = settings
-        self.generator = Generator(config, vocabulary)
+        self.settings, self.weight_settings = settings, config.weights
+        self.generator = self.generator_type(config, vocabulary)
         self.dino_head = PrototypeHead(math.prod(config.autoencoder.latent), settings)
         self.student = student
-        self.teacher: Teacher = MomentumTeacher(student, settings.momentum)
+        self.teacher: Teacher = self.teacher_type(student, settings.momentum)
         self.dino = DINOLoss(
             settings.prototypes,
             student_temp=settings.student_temp,
@@ -99,16 +112,34 @@ class System(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The three unweighted losses of one batch, 0-d each, handed to the active doctor on the way."""
         cond, mu, logvar, z0 = self.generator.source(batch.tokens, batch.source_noise)
-        kl = gaussian_kl(mu, logvar, reduction="sum")
+        kl = self._kl(mu, logvar, z0)
         observe.posterior(mu, logvar, z=z0, kl=kl)
-        with torch.no_grad():
-            z1 = self.autoencoder.encode(batch.pictures, batch.target_noise)
+        z1 = self.encode(batch)
         return {"flow": self._flow(z0, z1, batch.t, cond), "dino": self._distill(batch, z0), "kl": kl}
 
+    def weights(self) -> dict[str, float]:
+        """How much each loss counts in the total, by name."""
+        return {name: observe.knob(f"w_{name}", getattr(self.weight_settings, name)) for name in KINDS}
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Tensor:
+        """The data end z1 (B, C, H, W): the scaled latents of the pictures, without gradient."""
+        return self.autoencoder.encode(batch.pictures, batch.target_noise)
+
+    def _kl(self, mu: Tensor, logvar: Tensor, z0: Tensor) -> Tensor:
+        return gaussian_kl(mu, logvar, reduction="sum")
+
     def _flow(self, z0: Tensor, z1: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        x_t, v_target = self.path.sample(z0, z1, t)
+        x_t, v_target = self._on_path(z0, z1, t)
         v_pred = self.generator.velocity(x_t, t, cond)
-        observe.flow(v_pred, v_target, t, x_t=x_t, z0=z0, z1=z1, cond=cond, velocity=self.generator.velocity)
+        observe.flow(v_pred, v_target, t, x_t=x_t, z0=z0, z1=z1, cond=cond, velocity=self.generator.field)
+        return self._flow_loss(v_pred, v_target, t)
+
+    def _on_path(self, z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and v_target."""
+        return self.path.sample(z0, z1, t)
+
+    def _flow_loss(self, v_pred: Tensor, v_target: Tensor, t: Tensor) -> Tensor:
         return flow_matching_loss(v_pred, v_target)
 
     def _distill(self, batch: Batch, z0: Tensor) -> Tensor:
@@ -117,7 +148,7 @@ class System(nn.Module):
         self.dino.final_teacher_temp = observe.knob("teacher_temp", self.settings.teacher_temp)
         views = torch.cat(batch.views)
         said = self.teacher(views).chunk(2)
-        heard = [*self.student(views).chunk(2), self.dino_head(z0)]
+        heard = self._answers(views, z0)
         pairs = [(i, j) for i in range(len(said)) for j in range(len(heard)) if i != j]
         observe.distill(
             torch.cat([said[i] for i, _ in pairs]),
@@ -127,6 +158,13 @@ class System(nn.Module):
             center=self.dino.center,
         )
         self._said = list(said)
+        return self._cross_entropy(list(said), heard)
+
+    def _answers(self, views: Tensor, z0: Tensor) -> list[Tensor]:
+        """The students' logits (B, K): of the two views (2B, 1, 8, 8), and of the caption."""
+        return [*self.student(views).chunk(2), self.dino_head(z0)]
+
+    def _cross_entropy(self, said: list[Tensor], heard: list[Tensor]) -> Tensor:
         loss: Tensor = self.dino(said, heard)
         return loss
 

@@ -6,18 +6,18 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from lossdoctor import config as settings
 from lossdoctor.metrics.reading import to_host
 from lossdoctor.metrics.velocity import alignment
-from lossdoctor.probe import observe
 from lossdoctor.reference import checkpoint
 from lossdoctor.reference.captions import Tokenizer
-from lossdoctor.reference.config import ReferenceConfig
+from lossdoctor.reference.config import ReferenceConfig, validate
 from lossdoctor.reference.data import Augmentation, CaptionBook, Digits, Loader, load_digits, split_digits, stream
 from lossdoctor.reference.distill import PictureStudent
 from lossdoctor.reference.ema import Ema
@@ -26,7 +26,7 @@ from lossdoctor.reference.interrupt import deferred_interrupt
 from lossdoctor.reference.optim import build_optimizer, set_rate
 from lossdoctor.reference.sample import Sampler
 from lossdoctor.reference.schedule import rate
-from lossdoctor.reference.system import KINDS, System
+from lossdoctor.reference.system import KINDS, Generator, System
 
 if TYPE_CHECKING:
     from lossdoctor.doctor import Doctor
@@ -61,11 +61,16 @@ class Trainer:
     """One training of the reference system; `run` does it, in as many calls as you like.
 
     Everything random comes from streams seeded by `config.seed`; the global random state is neither used nor moved, so
-    a run depends on its configuration and the number of threads alone. digits: scikit-learn's by default.
+    a run depends on its configuration and the number of threads alone. digits: scikit-learn's by default. Raises
+    UsageError for settings that no training can have. A subclass may put other parts in: `reference.faults` does.
     """
+
+    system_type: ClassVar[type[System]] = System
+    ema_type: ClassVar[type[Ema[Generator]]] = Ema
 
     def __init__(self, config: ReferenceConfig | None = None, digits: Digits | None = None) -> None:
         self.config = config = config or ReferenceConfig()
+        validate(config)
         seed, self.device = config.seed, torch.device(config.device)
         self.training_set, self.held_out = split_digits(digits or load_digits(), config.data.held_out, seed)
         self.tokenizer = Tokenizer()
@@ -74,9 +79,9 @@ class Trainer:
             torch.default_generator.manual_seed(stream(seed, "weights").initial_seed())
             self.autoencoder = PictureVAE(config.autoencoder).requires_grad_(False).eval()
             student = PictureStudent(config.distill, float(pictures.mean()), float(pictures.std()))
-            self.system = System(config, len(self.tokenizer), student, self.autoencoder).to(self.device)
-        self.optimizer = build_optimizer(self.system, config)
-        self.ema = Ema(self.system.generator, config.train.ema)
+            self.system = self.system_type(config, len(self.tokenizer), student, self.autoencoder).to(self.device)
+        self.optimizer = self._build_optimizer()
+        self.ema = self.ema_type(self.system.generator, config.train.ema)
         self.loader = self._loader(self.training_set, "training")
         self.step = 0
         self.autoencoder_ready = False
@@ -97,6 +102,11 @@ class Trainer:
         return Sampler(self.ema.model, self.autoencoder, self.tokenizer, self.config.autoencoder.latent)
 
     # Training
+
+    def prepare(self) -> None:
+        """Train the picture autoencoder unless that was done; otherwise `run` does it."""
+        if not self.autoencoder_ready:
+            self._train_autoencoder(_Report(None, 1, lambda: False))
 
     def run(
         self, steps: int | None = None, *, doctor: Doctor | None = None, on_progress: OnProgress | None = None
@@ -138,17 +148,25 @@ class Trainer:
             each_step=lambda step, loss: report(step, config.autoencoder.steps, "autoencoder", {"vae": loss}),
         )
         if done:
-            self.autoencoder.load_state_dict(fresh.state_dict())
-            self.autoencoder_ready = True
+            self.adopt(fresh.state_dict())
         return done
+
+    def adopt(self, autoencoder: Mapping[str, Any]) -> None:
+        """Take the state of a trained autoencoder of the same configuration, instead of training one.
+
+        From `trainer.autoencoder.state_dict()`; with the same seed the run is the same to the last bit.
+        """
+        self.autoencoder.load_state_dict(autoencoder)
+        self.autoencoder_ready = True
 
     def _train_step(self, doctor: Doctor | None) -> dict[str, Tensor]:
         train = self.config.train
-        set_rate(self.optimizer, rate(self.step, train.steps, train.warmup, train.final_lr))
+        set_rate(self.optimizer, self._rate())
         losses = self.system.losses(self.loader.draw().to(self.device))
-        weights = {name: observe.knob(f"w_{name}", getattr(self.config.weights, name)) for name in losses}
+        weights = self.system.weights()
         if doctor is None:
-            sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=self.device)).backward()
+            total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
+            torch.autograd.backward(total)
         else:
             doctor.backward(losses, weights)
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], train.clip)
@@ -158,6 +176,13 @@ class Trainer:
         self.ema.update(self.system.generator)
         self.step += 1
         return losses
+
+    def _build_optimizer(self) -> AdamW:
+        return build_optimizer(self.system, self.config)
+
+    def _rate(self) -> float:
+        train = self.config.train
+        return rate(self.step, train.steps, train.warmup, train.final_lr)
 
     # Evaluation
 
@@ -174,7 +199,7 @@ class Trainer:
         batch = loader.assemble(self.held_out.rows(rows)).to(self.device)
         other = torch.randperm(len(rows), generator=loader.generator).to(self.device)
         cond, _, _, z0 = generator.source(batch.tokens, batch.source_noise)
-        z1 = self.autoencoder.encode(batch.pictures, batch.target_noise)
+        z1 = self.system.encode(batch)
         x_t, v_target = self.system.path.sample(z0, z1, batch.t)
         v_pred, v_other = (generator.velocity(x_t, batch.t, c) for c in (cond, cond[other]))
         readings = {f"eval/{key.replace('/', '_')}": v for key, v in alignment(v_pred, v_target).items()}
@@ -184,7 +209,7 @@ class Trainer:
             doctor.log(values)
             if endpoint:
                 few = slice(_ENDPOINT_ROWS)
-                values |= doctor.endpoint(z0[few], z1[few], generator.velocity, cond[few], steps=(8, 16, 32, 64))
+                values |= doctor.endpoint(z0[few], z1[few], generator.field, cond[few], steps=(8, 16, 32, 64))
         return values
 
     # Checkpoints

@@ -40,14 +40,27 @@ class Velocity(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """x: (B, C, H, W). t: (B,), or (B, 1, ...), 0 at the source. cond: (B, width) features. Returns x's shape."""
-        angles = t.reshape(-1, 1) * self.frequencies
-        time = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
-        embedding = F.silu(time + self.condition(cond))
+        embedding = F.silu(self.embed_time(t) + self.embed_condition(cond))
         hidden = self.inlet(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
+        return self.read_out(hidden).view_as(x)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """(B,) or (B, 1, ...) to (B, embedding)."""
+        angles = t.reshape(-1, 1) * self.frequencies
+        embedded: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedded
+
+    def embed_condition(self, cond: Tensor) -> Tensor:
+        """Features to (B, embedding)."""
+        embedded: Tensor = self.condition(cond)
+        return embedded
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """The last hidden state (B, width) to the velocity (B, D)."""
         velocity: Tensor = self.head(F.silu(self.norm(hidden)))
-        return velocity.view_as(x)
+        return velocity
 
 
 class _Block(nn.Module):

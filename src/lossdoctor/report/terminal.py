@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -81,7 +82,8 @@ def _losses(losses: tuple[Loss, ...], glyphs: Glyphs, lang: str) -> Table:
         table.add_column(text(f"column.{column}", lang), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for loss in losses:
-        length = 0 if loss.share is None else round(16 * min(max(loss.share, 0.0), 1.0))
+        known = loss.share is not None and math.isfinite(loss.share)
+        length = round(16 * min(max(loss.share or 0.0, 0.0), 1.0)) if known else 0
         table.add_row(
             Text(visible(loss.name)),
             text(f"kind.{loss.kind}", lang),

@@ -1,0 +1,195 @@
+"""`lossdoctor clinic`: train programs with and without faults, and see what the rules say of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lossdoctor.cli.folders import written
+from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.messages import text
+
+# rich, numpy and torch, and what needs them, are imported where they are used: `--help` must not wait for them.
+if TYPE_CHECKING:
+    from lossdoctor.cli.progress import Phases
+    from lossdoctor.clinic.case import Case
+    from lossdoctor.clinic.program import Program
+    from lossdoctor.clinic.score import Score
+    from lossdoctor.clinic.table import Clinic
+
+HOME = Path("runs/clinic")
+SHOWN = 20
+"""Up to so many cases the whole page is shown on the terminal too."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+@click.command("clinic")
+@click.option("--programs", metavar="NAME,..")
+@click.option("--faults", metavar="NAME,..")
+@click.option("--seeds", type=click.IntRange(min=1), default=5)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N")
+@click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
+@click.option("--left-out/--no-left-out", default=True)
+@global_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    programs: str | None,
+    faults: str | None,
+    seeds: int,
+    jobs: int | None,
+    out: Path,
+    left_out: bool,
+) -> None:
+    """Its help text is in the message catalogues."""
+    from lossdoctor.clinic.programs import PROGRAMS
+    from lossdoctor.clinic.table import Clinic
+    from lossdoctor.clinic.ward import cases
+
+    talk = settings(ctx)
+    chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
+    wanted = cases(chosen, _names(faults, "--faults"), seeds)
+    given = {"--seeds": str(seeds), "--programs": programs, "--faults": faults}
+    asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items() if value is not None)]
+    try:
+        with _cases(talk) as phases:
+            place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
+            failed = _train(wanted, chosen, place)
+            clinic = Clinic([], failed, {}, " ".join(asked + ["--no-left-out"] * (not left_out)), _machine())
+            clinic = _judge(clinic, wanted, place, left_out=left_out)
+    except KeyboardInterrupt:
+        click.echo(text("clinic.stopped", talk.lang))
+        ctx.exit(INTERRUPTED)
+    _tell(clinic, out, talk.lang)
+    ctx.exit(2 if clinic.failed else 0)
+
+
+def _cases(talk: Settings) -> Phases:
+    """Phases that count cases: how many steps a second is nothing to tell of them."""
+    from lossdoctor.cli.progress import Phases
+    from lossdoctor.report.wording import duration
+
+    class Cases(Phases):
+        def _speed(self, rate: float | None, left: float | None) -> str:
+            return text("progress.left", self._lang, left=duration(left, self._lang)) if left else ""
+
+    return Cases(talk.console(), talk.lang)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the work is done and told of."""
+
+    out: Path
+    jobs: int
+    phases: Phases
+    lang: str
+
+    def counter(self, phase: str, total: int) -> Callable[[], None]:
+        """A function that is called once for every item of a phase."""
+        done = 0
+        if total:
+            self.phases.at(phase, 0, total)
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            self.phases.at(phase, done, total)
+
+        return count
+
+    def teller(self, phase: str, total: int) -> Callable[[Case, str | None], None]:
+        """The same for cases, which may fail."""
+        count = self.counter(phase, total)
+
+        def done(case: Case, reason: str | None) -> None:
+            if reason is not None:
+                self.phases.say(text("clinic.failed", self.lang, case=case.name, reason=reason))
+            count()
+
+        return done
+
+
+def _names(given: str | None, option: str) -> list[str] | None:
+    if given is None:
+        return None
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        raise UsageError(
+            mismatch(f"{option} names nothing.", "one or more names, with commas between them", repr(given), "name one")
+        )
+    return names
+
+
+def _chosen(programs: Sequence[Program], names: Sequence[str] | None) -> list[Program]:
+    known = [program.name for program in programs]
+    for name in names or ():
+        if name not in known:
+            raise UsageError(mismatch("There is no such program.", ", ".join(known), name, "name one of these"))
+    return [program for program in programs if names is None or program.name in names]
+
+
+def _train(wanted: Sequence[Case], programs: Sequence[Program], place: _Place) -> dict[Case, str]:
+    from lossdoctor.clinic.case import trained
+    from lossdoctor.clinic.ward import train_all
+
+    todo = [case for case in wanted if not trained(case, place.out)]
+    if len(todo) < len(wanted):
+        place.phases.say(text("clinic.kept", place.lang, count=len(wanted) - len(todo), all=len(wanted)))
+    return train_all(todo, programs, place.out, jobs=place.jobs, on_done=place.teller("clinic", len(todo)))
+
+
+def _judge(clinic: Clinic, wanted: Sequence[Case], place: _Place, *, left_out: bool) -> Clinic:
+    from lossdoctor.clinic.tuning import left_out as judged_from_others
+    from lossdoctor.clinic.ward import judge_all
+    from lossdoctor.rules import RULES
+
+    trained = [case for case in wanted if case not in clinic.failed]
+    told = place.teller("judging", len(trained))
+    results, unread = judge_all(trained, place.out, jobs=place.jobs, on_done=told)
+    clinic = replace(clinic, results=results, failed={**clinic.failed, **unread})
+    if left_out and len({result.case.program for result in results}) > 1:
+        count = place.counter("thresholds", len(RULES) + len(results))
+        elsewhere = judged_from_others(results, place.out, jobs=place.jobs, on_done=count)
+        clinic = replace(clinic, left_out=elsewhere)
+    return clinic
+
+
+def _tell(clinic: Clinic, out: Path, lang: str) -> None:
+    from lossdoctor.clinic.case import LOCKS
+    from lossdoctor.clinic.lock import alone
+    from lossdoctor.clinic.score import score
+    from lossdoctor.clinic.table import as_json, as_markdown
+
+    page = as_markdown(clinic, lang)
+    with alone(out / LOCKS / "tables"):
+        written(out / "clinic.json", json.dumps(as_json(clinic), indent=1, allow_nan=False) + "\n")
+        written(out / "clinic.md", page)
+    if len(clinic.results) <= SHOWN:
+        click.echo(page)
+    every = score(clinic.results)
+    click.echo(text("clinic.end", lang, sick=every.sick, healthy=every.healthy, **_shares(every)))
+    if clinic.left_out:
+        click.echo(text("clinic.end_left_out", lang, **_shares(clinic.every_left_out)))
+    click.echo(text("clinic.tables", lang, out=out))
+
+
+def _shares(score: Score) -> dict[str, str]:
+    shares = {"found": score.found, "first": score.first, "top3": score.top3, "flagged": score.flagged}
+    return {name: "-" if share is None else f"{100 * share:.1f} %" for name, share in shares.items()}
+
+
+def _machine() -> str:
+    torch = importlib.metadata.version("torch")
+    return f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, torch {torch}"

@@ -1,0 +1,27 @@
+"""Which kind of loss a head belongs to, as far as its name tells."""
+
+from __future__ import annotations
+
+from lossdoctor.kinds import guess_kind
+from lossdoctor.rules.view import RunView
+
+_WORDS = {
+    "distill": ("prototype", "prototypes", "proj", "projector", "projection"),
+    "kl": ("z", "mu", "logvar", "posterior"),
+    "velocity": (),
+}
+"""Whole words of a head's name, besides those that name a loss of the kind."""
+
+
+def kind_of_head(head: str) -> str | None:
+    """The kind of loss that a head's name stands for; None when it stands for none, or for several."""
+    words = "".join(c if c.isalnum() else " " for c in head.lower()).split()
+    kinds = {kind for kind, known in _WORDS.items() if any(word in known for word in words)}
+    guessed = guess_kind(head)
+    kinds |= {guessed} if guessed != "other" else set()
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def heads_of(run: RunView, kind: str) -> tuple[str, ...]:
+    """The heads of a run that are named for a kind of loss."""
+    return tuple(head for head in run.heads if kind_of_head(head) == kind)
