@@ -549,11 +549,10 @@ def test_thresholds_decide(rule: type[Rule], setting: dict[str, float], curves: 
         assert changed.clear == (rule.code,)
 
 
-def test_faint_evidence_is_withdrawn_among_many_tests() -> None:
-    """Twelve values decide; the same share on noise about the threshold does not."""
+def test_noise_about_a_threshold_decides_nothing() -> None:
     rng = np.random.default_rng(0)
     curves = healthy(entropy=0.01) | {"ent/teacher_mi": list(0.05 + 0.02 * rng.normal(size=STEPS))}
-    assert not ask(SharpTeacher(), curves).findings
+    assert_clear(SharpTeacher(), curves)
 
 
 def hostile() -> dict[str, dict[str, Any]]:
@@ -654,6 +653,7 @@ def test_a_weak_gradient_is_told_only_where_it_says_something() -> None:
     found = weak_gradient(view(healthy() | dead), 0.05)
     assert found is not None
     assert found[1].share == 1.0
-    assert weak_gradient(view(healthy() | dead), 1e-6) is None or weak_gradient(view(healthy()), 0.05) is None
+    strong = weak_gradient(view(healthy()), 0.05)
+    assert strong is None  # its bare gradient is above the limit: then a faint one is its weight's fault
     two = {"dino": "distill", "ibot": "distill"}
     assert weak_gradient(view(healthy() | dead | {"loss/ibot": [1.0] * STEPS}, losses=two), 0.05) is None

@@ -395,10 +395,12 @@ def test_healthy_an_ema_that_is_updated_every_tenth_step() -> None:
 
 
 def test_a_decay_of_four_nines_after_a_thousand_steps() -> None:
-    finding = one(EmaTooSlow(), healthy() | {"ema/momentum": [0.9999] * STEPS}, every=17)
+    slow = healthy() | {"ema/momentum": [0.9999] * STEPS, "ema/distance": [0.2] * STEPS}
+    finding = one(EmaTooSlow(), slow, every=17)
     assert codes(finding) == ["ema-too-slow"]
     assert "90 % of the initial weights" in str(finding.message)
-    assert clear(EmaTooSlow(residue=0.95), healthy() | {"ema/momentum": [0.9999] * STEPS}, every=17)
+    assert clear(EmaTooSlow(residue=0.95), slow, every=17)
+    assert clear(EmaTooSlow(), slow | {"ema/distance": [0.01] * STEPS}, every=17), "it is where the weights are"
 
 
 @pytest.mark.parametrize("momentum", [0.99, 0.5, 0.0, -0.1])

@@ -33,7 +33,7 @@ class DominantGradient(Rule):
 
     code, name = "GRD103", "dominant-gradient"
     needs = ("grad_weighted/<loss>",)
-    explains = ("GRD102", "BAL801", "VEL401")
+    explains = ("GRD102", "BAL801", "VEL401", "PST301", "PST302", "PST305")
     share: float = 0.95  # the method's
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 

@@ -211,7 +211,6 @@ def _parts(m: _Moments) -> Iterator[tuple[str, str, Array]]:
         if m.square_known:
             yield "sample", "(z^2 + std^2 - 1 - logvar) / 2", (m.square + m.variance - 1 - m.logvar) / 2
             yield "sample", "z^2 / 2", m.square / 2
-            yield "sample", "(z^2 - 1 - logvar) / 2", (m.square - 1 - m.logvar) / 2
         yield "part", "(std^2 - 1 - logvar) / 2", (m.variance - 1 - m.logvar) / 2
         yield "part", "mu^2 / 2", m.mean / 2
         yield "part", "(mu^2 + std^2) / 2", (m.mean + m.variance) / 2

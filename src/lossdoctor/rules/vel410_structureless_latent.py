@@ -12,7 +12,7 @@ from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, outcome, s
 from lossdoctor.rules.fixes import scale_weight
 from lossdoctor.rules.posterior import the_loss as the_kl
 from lossdoctor.rules.rule import Rule
-from lossdoctor.rules.velocity import seen, settled, the_loss, too_short, typical
+from lossdoctor.rules.velocity import seen, settled, too_short, typical
 from lossdoctor.rules.view import RunView, middle, span
 
 
@@ -56,7 +56,6 @@ class StructurelessLatent(Rule):
             ),
             causes=(Cause("kl-too-strong"),),
             fixes=(scale_weight(kl, 0.1),) if kl else (),
-            loss=the_loss(run),
             confirm=f"weight:{kl}*0.1" if kl else None,
         )
         return outcome([finding])
