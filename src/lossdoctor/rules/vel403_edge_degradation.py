@@ -40,7 +40,7 @@ class EdgeDegradation(Rule):
     needs = ("flow/nmse_t{0..9}",)
     worse: float = 1.1  # docs/log.md, the clinic: healthy ends 0.11 to 0.78; predicting 0 scores 1
     learned: float = 0.8  # error of the middle under which the network works at all; its median healthy 0.12 to 0.45
-    steep: float = 3.0  # docs/log.md, the clinic: a healthy end is up to 2.6 times its neighbour
+    steep: float = 4.0  # docs/log.md, the clinic: a healthy end is up to 2.6 times its neighbour
     rare: float = 0.025  # share of the samples; an even share is 0.1, a standard logit-normal gives an end 0.014
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 

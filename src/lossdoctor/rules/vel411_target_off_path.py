@@ -56,7 +56,7 @@ class TargetOffPath(Rule):
         loss = the_loss(run)
         codes = target_codes(run) or ("target-formula",)
         what = "sign" if codes[0] == "target-sign" else target_resembles(run)
-        sentence = f"rule.VEL411.{what}" if what in ("sign", "straight", "data", "noise") else "rule.VEL411"
+        sentence = f"rule.VEL411.{what}" if what in ("sign", "straight", "data", "noise", "end") else "rule.VEL411"
         finding = self.finding(
             say(sentence, mismatch=middle(curve), scale=typical(run, "target_scale"), **span(curve)),
             evidence=(

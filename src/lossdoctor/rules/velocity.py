@@ -33,6 +33,9 @@ _PROPORTIONAL = 0.05
 _ALIKE = 0.02
 """Relative difference of two mismatches that are the same up to the noise of dropout."""
 
+_SIZE = 0.15
+"""By how much the power of a target may differ from that of what it is taken for: z0 and z1 need not be independent."""
+
 _INITIAL = 0.1
 """Share of the initial weights that an average may still hold at the end, as in OPT706."""
 
@@ -168,13 +171,16 @@ def target_codes(run: RunView) -> tuple[str, ...]:
 
 
 def target_resembles(run: RunView) -> str | None:
-    """What the target is by its size, where it is not the velocity: "data", "noise", "straight" (z1 - z0), or None."""
+    """What the target is by its size, where it is not the velocity: "data", "noise", "end", "straight", or None.
+
+    "end" is one of the first two, where both ends have one scale; "straight" is z1 - z0.
+    """
     size, z0, z1 = typical(run, "mse_zero"), typical(run, "z0_std"), typical(run, "z1_std")
     sizes = {"data": z1 * z1, "noise": z0 * z0, "straight": z0 * z0 + z1 * z1}
-    near = {name: abs(size / square - 1) for name, square in sizes.items() if 0 < square < math.inf}
-    best = min(near, key=lambda name: near[name], default=None)
-    # Both ends of one scale cannot be told apart by their size: in most trainings the target is made from the data.
-    return best if best is not None and near[best] < 0.15 else None
+    near = {name: off for name, own in sizes.items() if 0 < own < math.inf and (off := abs(size / own - 1)) < _SIZE}
+    if {"data", "noise"} <= near.keys():
+        return "end"
+    return min(near, key=lambda name: near[name], default=None)
 
 
 def field_causes(run: RunView) -> tuple[Cause, ...]:
