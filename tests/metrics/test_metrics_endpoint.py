@@ -83,7 +83,9 @@ def test_a_sampler_of_ones_own_is_judged_as_the_solver_it_is() -> None:
     z0, z1, labels = drawn(50, 0).double(), drawn(50, 1).double(), torch.arange(50) % 5
     mine, theirs = measure(z0, z1, bent, labels, solver=by_hand), measure(z0, z1, bent, labels, solver="euler")
     beside = {key for key in mine if "euler" in key}
-    assert mine.keys() - beside == theirs.keys()
+    replayed = {key for key in mine if "sampler" in key}
+    assert mine.keys() - beside - replayed == theirs.keys()
+    assert max(mine[key] for key in replayed) < 1e-6, "Euler's method replays itself"
     assert {key: mine[key] for key in beside} == {key: mine[key.replace("_euler", "")] for key in beside}
     for key, value in theirs.items():
         if key != "flow/straightness":
@@ -98,6 +100,8 @@ def test_a_stale_state_or_a_wrong_grid_does_not_solve_the_field(fault: dict[str,
     found = measure(z0, z1, bent, solver=functools.partial(by_hand, **fault))
     assert (found["flow/ode_order"] > 0.8) == (not fault)
     assert (found["flow/ode_error@64"] < 0.05) == (not fault)
+    assert (found["flow/sampler_lag@8"] > 0.02) == bool(fault.keys() & {"stale", "late"})
+    assert (found["flow/sampler_gap@8"] > 0.02) == (not fault.keys() <= {"stale"})
 
 
 def test_a_sampler_may_write_into_its_state_and_count_time_its_own_way() -> None:

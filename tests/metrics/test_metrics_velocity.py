@@ -124,7 +124,9 @@ def test_a_loss_that_broadcasts_has_no_constant_ratio() -> None:
     for seed in range(0, 20, 2):
         pred, target = drawn((32,), seed, 0.1), drawn((32,), seed + 1)
         loss = (pred[:, None] - (pred + 0.1 * target)[None]).square().mean()  # (B, 1) against (B,)
-        ratios.append(float(velocity.alignment(pred, pred + 0.1 * target, loss=loss)["flow/loss_ratio"]))
+        found = velocity.alignment(pred, pred + 0.1 * target, loss=loss)
+        ratios.append(float(found["flow/loss_ratio"]))
+        assert float(found["flow/loss_ratio_pairs"]) == pytest.approx(1, rel=1e-5)
     assert np.std(ratios) / np.mean(ratios) > 0.05
 
 

@@ -56,6 +56,11 @@ def measure(
     end points (B, ...) after K steps: its grid, its times and its state are judged against the same field. t_source:
     the t of the source end, 0.0 or 1.0. generator: private randomness for the distances; without one, the same every
     time.
+    Of a sampler that asks the velocity K times, once per step:
+    `flow/sampler_gap@K` = |z1_hat - (z0 + sum_k (t_(k+1) - t_k) v_k)| / |z1_hat - z0| over its calls (t_k, v_k), with
+    the end of time after the last: 0 for Euler's method on any grid, > 0 when a step leaves [0, 1] or is left out;
+    `flow/sampler_lag@K`: likewise the root mean square distance of the states it asks at from those that the sum up
+    to there leads to: 0 when each step is asked at the state it starts from. Absent for several calls per step.
     Keys: those of `pairwise`, `convergence` (for the solver, for Heun, and beside your own sampler for Euler) and
     `distribution`, and at the largest K
     `flow/endpt_std_ratio` = std(z1_hat) / std(z1) over all elements, absent for a constant z1;
@@ -87,8 +92,10 @@ def measure(
     found = {k: ends(field, z0, k, known) for k in counts[:-1]} | {counts[-1]: end}
     heun = found if known == "heun" else {k: ends(field, z0, k, "heun") for k in counts}
     plain: dict[int, Tensor] = {}
+    calls: dict[int, _Replay] = {}
     if not isinstance(solver, str):
-        found = {k: _sampled(solver, velocity, z0, cond, k) for k in counts}
+        calls = {k: _Replay(velocity, z0, t_end) for k in counts}
+        found = {k: _sampled(solver, calls[k], z0, cond, k) for k in counts}
         plain = {k: ends(field, z0, k, "euler") for k in counts}
 
     few, few_field = z0, field
@@ -105,6 +112,7 @@ def measure(
         **distribution.deferred(found, z1, generator=generator),
         **_std_ratio.deferred(found[counts[-1]], z1),
         **straight.compared(z0, end, t_end - t_source),
+        **{name: value for k, one in calls.items() for name, value in one.compared(found[k], k).items()},
     }
 
 
@@ -231,6 +239,47 @@ def distribution(found: Mapping[int, Tensor], z1: Tensor, *, generator: torch.Ge
 def _std_ratio(end: Tensor, z1: Tensor) -> Readings:
     real = widened(z1).std(correction=0)
     return {"flow/endpt_std_ratio": Maybe(widened(end).std(correction=0) / real, real != 0)}
+
+
+class _Replay:
+    """The velocity as a sampler of the user's calls it, and beside it the path that Euler's method takes by its times.
+
+    The times are those of the first sample: a sampler steps its batch at once.
+    """
+
+    def __init__(self, velocity: Velocity, z0: Tensor, t_end: float) -> None:
+        self._velocity, self._start, self._t_end = velocity, z0, t_end
+        self._state = flat(z0).double()
+        self._before: tuple[Tensor, Tensor] | None = None
+        self._lag: Tensor | float = 0.0
+        self._calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor, *args: Any, **options: Any) -> Tensor:
+        answer = self._velocity(x, t, *args, **options)
+        self._calls += 1
+        if x.shape == self._start.shape and answer.shape == x.shape:
+            now = torch.as_tensor(t, device=x.device).detach().reshape(-1)[0].double()
+            self._step_to(now)
+            self._lag = self._lag + (flat(x.detach()).double() - self._state).square().sum()
+            self._before = now, flat(answer.detach()).to(torch.float64, copy=True)
+        return answer
+
+    def _step_to(self, t: Tensor | float) -> None:
+        if self._before is not None:
+            self._state = self._state + (t - self._before[0]) * self._before[1]
+
+    def compared(self, end: Tensor, steps: int) -> Readings:
+        """The readings of a sampler that ends there after so many steps."""
+        if self._calls != steps or self._before is None:
+            return {}
+        self._step_to(self._t_end)
+        gap = torch.linalg.vector_norm(flat(end).double() - self._state)
+        path = torch.linalg.vector_norm(flat(end).double() - flat(self._start).double())
+        lag = torch.as_tensor(self._lag / steps).sqrt()
+        return {
+            f"flow/sampler_gap@{steps}": Maybe(gap / path, path != 0),
+            f"flow/sampler_lag@{steps}": Maybe(lag / path, path != 0),
+        }
 
 
 class _Straightness:

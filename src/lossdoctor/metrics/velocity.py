@@ -77,21 +77,29 @@ def alignment(v_pred: Tensor, v_target: Tensor, *, loss: float | Tensor | None =
     `flow/mse_zero` = mean v^2: the loss of predicting 0, and what turns an nmse back into a loss.
     `flow/loss_ratio` = loss / (mean |p - v|^2 / D): 1 for a mean over all elements, D for a sum over dimensions; not
     constant over steps when the loss is another formula or compares samples with each other (a shape that broadcasts).
+    `flow/loss_ratio_pairs` = loss / mean over all pairs i, j of |p_i - v_j|^2 / D: constant where `flow/loss_ratio` is
+    not when shapes broadcast, so that every prediction is compared with every target.
     Absent without a loss and for an error of exactly 0.
     Raises ShapeError when the shapes differ, so that (B,) never broadcasts against (B, 1).
     """
     _same_shape(v_pred=v_pred, v_target=v_target)
-    return _alignment(fit(flat(v_pred), flat(v_target)), v_pred.numel(), loss)
+    return _alignment(flat(v_pred), flat(v_target), loss)
 
 
-def _alignment(rows: Fit, elements: int, loss: float | Tensor | None) -> Readings:
+def _alignment(v_pred: Tensor, v_target: Tensor, loss: float | Tensor | None, rows: Fit | None = None) -> Readings:
+    elements = v_pred.numel()
     if elements == 0:
         return {}
+    rows = rows or fit(v_pred, v_target)
     error, power = rows.error.sum(), rows.power.sum()
     ratio = {}
     if loss is not None:
         given = widened(loss).mean() if isinstance(loss, Tensor) else loss
         ratio["flow/loss_ratio"] = Maybe(given / (error / elements), error != 0)
+        # Mean over i, j of |p_i - v_j|^2, from the deviations: the difference of two large sums would cancel.
+        between = (v_pred.mean(0) - v_target.mean(0)).square().mean()
+        pairs = variance(v_pred).mean() + variance(v_target).mean() + between
+        ratio["flow/loss_ratio_pairs"] = Maybe(given / pairs, pairs != 0)
     return {
         **ratio,
         "flow/nmse": Maybe(error / power, power != 0),
@@ -258,7 +266,7 @@ def measure(
     _same_shape(v_pred=batch.v_pred, v_target=batch.v_target)
     rows = fit(flat(batch.v_pred), flat(batch.v_target))
     readings = {
-        **_alignment(rows, batch.v_pred.numel(), loss),
+        **_alignment(flat(batch.v_pred), flat(batch.v_target), loss, rows),
         **_by_time(rows, _times(batch.t, batch.v_pred, batch.t_source)),
         **trivial.deferred(batch.v_target),
         **scales.deferred(batch.z0, batch.z1),
