@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from lossdoctor.clinic.programs.joint import Joint
 from lossdoctor.clinic.programs.noise_to_data import NoiseToData
 from lossdoctor.clinic.programs.ring import Ring
 from lossdoctor.errors import UsageError
-from lossdoctor.keys import describe
+from lossdoctor.probe import ledger
 from lossdoctor.store import Run
 
 
@@ -39,22 +41,22 @@ def facts(run: Run) -> list[Any]:
     return [event["facts"] for event in run.events if event["kind"] == "audit"]
 
 
-def same(run: Run, other: Run) -> bool:
-    """Whether all facts and curves agree, bit by bit.
+@pytest.fixture(autouse=True, scope="module")
+def _no_clock() -> Iterator[None]:
+    """The gradient that is derived is the dearest by the clock; without one, every bit of a run is told by its seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+        yield
 
-    Of the gradients one is derived from the others, the dearest by the clock: they agree but for rounding.
-    """
+
+def same(run: Run, other: Run) -> bool:
+    """Whether all facts and curves agree, bit by bit."""
     return facts(run) == facts(other) and set(run) == set(other) and all(same_curve(run, other, name) for name in run)
 
 
 def same_curve(run: Run, other: Run, name: str) -> bool:
     ours, theirs = run[name], other[name]
-    if not np.array_equal(ours.steps, theirs.steps):
-        return False
-    key = describe(name)
-    if key is not None and key.family == "gradient":
-        return np.allclose(ours.values, theirs.values, rtol=1e-3, atol=1e-5, equal_nan=True)
-    return np.array_equal(ours.values, theirs.values, equal_nan=True)
+    return np.array_equal(ours.steps, theirs.steps) and np.array_equal(ours.values, theirs.values, equal_nan=True)
 
 
 @functools.cache
@@ -119,7 +121,7 @@ def test_a_healthy_program_learns(program: type[Program]) -> None:
     assert late(run, "flow/cond_ratio") > 2
     assert late(run, "flow/time_ratio") > 1.2
     assert late(run, "flow/time_reversal") > 1.2
-    assert late(run, "flow/endpt_energy@64") < 0.05 < late(run, "flow/endpt_rmse@64")
+    assert late(run, "flow/endpt_sw@64") < 1.5 * late(run, "flow/endpt_sw_floor")
     assert late(run, "flow/z1_std") == pytest.approx(1, abs=0.2)
     assert late(run, "flow/ode_order") == pytest.approx(1, abs=0.25)
 

@@ -263,8 +263,8 @@ class Projector(nn.Module):
 
 def build_distillation(broken: Broken) -> DINOLoss:
     """The loss with its temperatures and its moving centre."""
-    cold = {"sharp-teacher": 0.001, "collapsed-teacher": 0.02, "warm-teacher": 0.2, "uniform-teacher": 7.0}
-    teacher_temp = next((temperature for name, temperature in cold.items() if broken(name)), 0.07)
+    wrong = {"sharp-teacher": 0.001, "collapsed-teacher": 0.02, "warm-teacher": 0.2, "uniform-teacher": 7.0}
+    teacher_temp = next((temperature for name, temperature in wrong.items() if broken(name)), 0.07)
     return DINOLoss(
         PROTOTYPES,
         student_temp=ld.knob("student_temp", 0.1 / 50 if broken("saturated-student") else 0.1),

@@ -1,7 +1,7 @@
 """Eight Gaussians on a ring: conditional flow matching in two dimensions along a curved path.
 
 Noise z0 goes to a point z1 of the Gaussian that the label names, on x_t = cos(angle) z0 + sin(angle) z1; the angle goes
-from 0 to a quarter turn with t. The network says dx/d angle. A small second loss looks at where the path would end.
+from 0 to a quarter turn with t. The network says dx/d angle. A second loss looks at where the path would end.
 """
 
 from __future__ import annotations
