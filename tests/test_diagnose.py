@@ -74,6 +74,28 @@ def test_every_rule_is_in_exactly_one_list() -> None:
     assert told.skipped[0][1].enable == Message("absent.gradients.todo")
 
 
+def reason(told: Diagnosis) -> tuple[str, str | None]:
+    (skipped,) = (skipped for _, skipped in told.skipped)
+    return skipped.reason.key, skipped.enable.key if skipped.enable else None
+
+
+def test_what_a_run_lacks_because_nothing_is_missing_is_told_as_such() -> None:
+    beside = rule("AAA101", Clear(), needs=("grad/clip_ratio",), beside_the_point=lambda self, run: say("skip.no_clip"))
+    assert reason(diagnose(run(), rules=[beside])) == ("skip.no_clip", None)
+    teachers = rule("AAA101", Clear(), needs=("teacher/distance or audit:teacher",))
+    assert reason(diagnose(run(), rules=[teachers])) == ("skip.kind", "enable.kind")
+    there = diagnose(run(**{"loss/dino": 1.0}), rules=[teachers])
+    assert reason(there) == ("skip.missing", "absent.teacher.todo")
+
+
+def test_the_length_of_a_run_is_that_of_its_training() -> None:
+    """End points are measured once more after the last step."""
+    writer = MemoryWriter({})
+    writer.append([Record(step, {"loss/flow": 1.0}, full=True) for step in range(10)])
+    writer.append([Record(10, {"flow/endpt_rmse@8": 1.0})])
+    assert diagnose(writer.run()).steps == 10
+
+
 def test_needs_are_patterns_alternatives_and_audits() -> None:
     there = run(**{"grad/kl": 1.0})
     asked = [

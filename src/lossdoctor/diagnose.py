@@ -55,6 +55,14 @@ _ENABLE = {
 """What to add to the script for a metric, by the beginning of its name; the longer beginning counts."""
 
 
+_ABOUT = {
+    **dict.fromkeys(("ent/", "distill/", "teacher"), "distill"),
+    **dict.fromkeys(("mu/", "std/", "logvar/", "z_init/", "kl/", "posterior/"), "kl"),
+    "flow/": "velocity",
+}
+"""The kind of loss a metric is about, by the beginning of its name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What the rules say of one run.
@@ -199,11 +207,23 @@ def _judge(rule: Rule, run: RunView) -> Outcome:
         return Skipped(say("skip.kind", kind=rule.kind), say("enable.kind", kind=rule.kind))
     missing = [need for need in rule.needs if not any(_there(one, run) for one in need.split(" or "))]
     if missing:
-        return Skipped(say("skip.missing", metrics=", ".join(missing)), _enable(missing[0]))
+        return _unasked(rule, run, missing)
     try:
         return rule.check(run)
     except Exception as error:  # the other rules still have something to say
         return Skipped(say("skip.failed", error=f"{type(error).__name__}: {error}"))
+
+
+def _unasked(rule: Rule, run: RunView, missing: Sequence[str]) -> Skipped:
+    """Why a rule that lacks metrics was not asked: it does not apply, or something is to be added to the script."""
+    why = rule.beside_the_point(run)
+    if why is not None:
+        return Skipped(why)
+    kinds = (kind for start, kind in _ABOUT.items() if missing[0].removeprefix("audit:").startswith(start))
+    kind = next(kinds, None)
+    if kind is not None and not run.of_kind(kind):
+        return Skipped(say("skip.kind", kind=kind), say("enable.kind", kind=kind))
+    return Skipped(say("skip.missing", metrics=", ".join(missing)), _enable(missing[0]))
 
 
 def _there(need: str, run: RunView) -> bool:

@@ -286,6 +286,17 @@ def test_a_uniform_teacher_that_never_moves_was_never_trained() -> None:
     assert only(ask(UniformTeacher(), curves)).causes[0].code == "teacher-not-updated"
 
 
+def test_logits_that_shrink_at_usual_temperatures_are_named_before_the_temperature() -> None:
+    shrinking = [6.0 * math.exp(-i / 8) + 0.2 for i in range(STEPS)]
+    curves = healthy(entropy=0.9999 * LOG_K, information=1e-4) | {"distill/max_logit_over_temp": shrinking}
+    assert (curves["distill/teacher_temp"][-1], curves["distill/student_temp"][-1]) == (0.07, 0.1)
+    finding = only(ask(UniformTeacher(), curves))
+    assert finding.causes[0].code == "logits-shrunk"
+    assert [fix.params["what"] for fix in finding.fixes] == ["hold_prototype_scale", "freeze_last_layer"]
+    hot = curves | {"distill/teacher_temp": [0.2] * STEPS}
+    assert only(ask(UniformTeacher(), hot)).causes[0].code == "teacher-temperature-high"
+
+
 def test_healthy_start_above_ln_k_that_is_being_left() -> None:
     """A start just above ln K is normal, and may fill a short run; what counts is that the teacher leaves it."""
     rng = np.random.default_rng(5)

@@ -433,3 +433,5 @@ def test_healthy_a_clip_between_micro_batches_now_and_then() -> None:
     curves = healthy() | {"grad/accumulation": [0.5 if i % 4 == 0 else 1.0 for i in range(STEPS)]}
     assert clear(LostAccumulation(), curves)
     assert ask(LostAccumulation(), {"grad/accumulation": [0.5] * 5}).skipped
+    ((_, skipped),) = ask(LostAccumulation(), {}, facts={"accumulation": {"backwards": 1}}).skipped
+    assert skipped.reason.key == "skip.one_backward"

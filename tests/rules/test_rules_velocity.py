@@ -463,7 +463,7 @@ def test_a_latent_that_shrinks_under_the_velocity_loss() -> None:
     assert (codes(found), found.confirm) == (["trainable-target"], "without:flow")
     assert clear(ShrinkingLatent(), with_(curves, source_gradient=[-0.01] * STEPS)), "it pulls outwards"
     assert clear(ShrinkingLatent(), with_(curves, z1_std=noisy(0.5, rng, 0.01))), "small, and stays"
-    assert skipped(ShrinkingLatent(), with_(curves, source_gradient=None)) == "skip.missing"
+    assert skipped(ShrinkingLatent(), with_(curves, source_gradient=None)) == "skip.fixed_latent"
 
 
 def test_healthy_a_latent_that_comes_down_to_its_prior() -> None:

@@ -14,6 +14,7 @@ CAUSES: tuple[str, ...] = (
     "teacher-temperature-low",
     "teacher-temperature-high",
     "student-temperature-low",
+    "logits-shrunk",
     "no-centering",
     "teacher-not-updated",
     "teacher-is-student",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lossdoctor.curves import share_above, share_below, trend
+from lossdoctor.curves import ends, share_above, share_below, trend
 from lossdoctor.record import Series
 from lossdoctor.rules.distillation import (
     cold_student,
@@ -27,13 +27,15 @@ class UniformTeacher(Rule):
     """The teacher's targets are uniform and carry no information: the collapse that shows as a loss pinned at ln K.
 
     Symptom: the distillation loss is a strange constant, 8.3178 for 4,096 prototypes, 11.0904 for 65,536.
-    Cause: the teacher temperature is too high, not below the student's; or an unstable start, a last layer that moves
-    too early, a teacher that was never trained.
+    Cause: the teacher temperature is too high, not below the student's; or with usual temperatures the logits
+    themselves have shrunk, `distill/max_logit_over_temp` under `shrunk` of what it was, because nothing holds the scale
+    of features and prototypes; or an unstable start, a last layer that moves too early, a teacher that was never
+    trained.
     Evidence: `ent/teacher_norm` above `ceiling` and `ent/teacher_mi` under `mi_floor` in most steps after the warm-up,
     without a way out: the information is not rising to `escape` times what it was. Usage of the prototypes and linear
     probes can still look healthy.
     Fix: lower the teacher temperature below the student's, warm it up from 0.04, keep the last layer still in the first
-    epoch.
+    epoch; where the logits have shrunk, normalise features and prototypes and do not train their scale.
     Ignore when: the run is still in its first steps. A start just above ln K is normal, and a teacher that is leaving
     it does not fire.
     Confirm: knob:teacher_temp=<half of the student's>
@@ -45,6 +47,8 @@ class UniformTeacher(Rule):
     ceiling: float = 0.98  # docs/log.md, the clinic: above 0.993 where collapsed, 0.92 and falling in healthy starts
     mi_floor: float = 0.05  # nats; docs/log.md, the clinic: under 0.03 where collapsed, above 0.1 in healthy starts
     escape: float = 2.0  # docs/log.md, the clinic: a distillation at 1e-4 of its weight still made 10 times as much
+    in_order: float = 0.8  # times the student's temperature; DINO's 0.04 to 0.07 against 0.1
+    shrunk: float = 0.25  # share of their size that is left of the logits; docs/log.md, 9: 0.1 where they had collapsed
     persistent: float = 0.75  # most of the measured steps
 
     def check(self, run: RunView) -> Outcome:
@@ -66,12 +70,16 @@ class UniformTeacher(Rule):
         loss, most = the_loss(run), log_prototypes(run)
         value = run.now(f"loss/{loss}") if loss else math.nan
         pinned = abs(value - most) <= 0.02 * most
-        goal = usual_teacher(run)
+        teacher, _ = temperatures(run)
+        # A teacher that is at the usual temperature already must go below it.
+        goal = float(f"{min(usual_teacher(run), teacher / 2 if teacher > 0 else math.inf):.1g}")
         fixes: list[Fix] = [
             to_temperature(run, "teacher_temp", goal),
             edit("warm_up_teacher_temp"),
             edit("freeze_last_layer"),
         ]
+        if self._shrunk(run, *temperatures(run)):
+            fixes = [edit("hold_prototype_scale"), edit("freeze_last_layer")]
         return self.finding(
             say(
                 "rule.DST203.pinned" if pinned else "rule.DST203",
@@ -92,9 +100,16 @@ class UniformTeacher(Rule):
             p=p,
         )
 
+    def _shrunk(self, run: RunView, teacher: float, student: float) -> bool:
+        """Whether the temperatures are in order and the logits are what became small."""
+        first, last = ends(run["distill/max_logit_over_temp"].values)
+        return teacher < self.in_order * student and last < self.shrunk * first
+
     def _causes(self, run: RunView) -> tuple[Cause, ...]:
         teacher, student = temperatures(run)
         codes = ["teacher-temperature-high", "unstable-training"]
+        if self._shrunk(run, teacher, student):
+            codes = ["logits-shrunk", "unstable-training", "teacher-temperature-high"]
         if moves(run) is False and teacher < student:
             codes.insert(0, "teacher-not-updated")
         if cold_student(run):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lossdoctor.curves import Share, share_below
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import ablate, balance
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.strengths import strengths
@@ -37,6 +37,10 @@ class OpposedGradients(Rule):
     cancelling: float = -0.7  # docs/log.md, the clinic: no healthy pair without a KL under 0; an opposed pair at -0.99
     comparable: float = 0.05  # below it the weaker one bends the direction of the sum by under 3 degrees
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def beside_the_point(self, run: RunView) -> Message | None:
+        """One loss, or none with a gradient."""
+        return say("skip.rivals") if run.has("grad/<loss>") and len(strengths(run)) < 2 else None
 
     def check(self, run: RunView) -> Outcome:
         """Every pair without a KL, both of which have a gradient."""

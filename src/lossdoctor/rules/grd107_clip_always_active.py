@@ -8,7 +8,7 @@ import numpy as np
 
 from lossdoctor.curves import share_below
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Clear, Evidence, Fired, Outcome, Skipped, say
+from lossdoctor.rules.finding import Clear, Evidence, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import balance, edit, scale_rate
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.strengths import causes_of, strengths
@@ -35,6 +35,10 @@ class ClipAlwaysActive(Rule):
     hard: float = 0.1  # docs/log.md, the clinic: a clip at 1 / 100 of the norm gives 0.01
     hidden: float = 10.0  # pitfalls seen elsewhere: a clip that hid an imbalance of 10
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def beside_the_point(self, run: RunView) -> Message | None:
+        """Gradients are measured, and never change before the step."""
+        return say("skip.no_clip") if len(run["grad/total"].finite) >= LEAST else None
 
     def check(self, run: RunView) -> Outcome:
         """All steps at which the gradient was measured."""

@@ -27,7 +27,6 @@ class HeadWeightDecay(Rule):
 
     code, name = "OPT703", "head-weight-decay"
     needs = ("audit:heads",)
-    depth = "root"
     chosen: float = 0.02  # the default of AdamW is 0.01, and what is chosen for a backbone 0.04 to 0.4
     pull: float = 0.02  # docs/log.md, the clinic: 0.003 with the default of AdamW in 600 steps
 
@@ -52,7 +51,8 @@ class HeadWeightDecay(Rule):
             fixes=tuple(set_decay(head) for head in decays),
             subject=hardest if len(decays) == 1 else None,
             severity="warning" if pulls[hardest] > self.pull or max(decays.values()) >= self.chosen else "info",
-            certainty="likely",
+            # That it acts is a fact; that it matters in a run this long is one only beyond the pull.
+            certainty="likely" if pulls[hardest] > self.pull else "suspected",
             confirm="+".join(f"wd:{head}=0" for head in decays),
         )
         return Fired((finding,))

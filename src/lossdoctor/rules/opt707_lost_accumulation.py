@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossdoctor.curves import share_below
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Outcome, Skipped, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.view import LEAST, RunView, middle, span
@@ -29,6 +29,11 @@ class LostAccumulation(Rule):
     severity, depth = "error", "root"
     ratio: float = 0.9  # 1 is exact; the last of two leaves at most about 0.7
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def beside_the_point(self, run: RunView) -> Message | None:
+        """One backward per step."""
+        backwards = (run.facts.get("accumulation") or {}).get("backwards")
+        return say("skip.one_backward") if backwards == 1 else None
 
     def check(self, run: RunView) -> Outcome:
         """All steps that had several backwards."""

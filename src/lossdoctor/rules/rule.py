@@ -40,6 +40,10 @@ class Rule:
         """Judge one run. Called only when everything in `needs` is there and a loss of `kind` exists."""
         raise NotImplementedError
 
+    def beside_the_point(self, run: RunView) -> Message | None:
+        """Why nothing is wrong with a run that lacks what is needed; None where something should be measured."""
+        return None
+
     def finding(
         self,
         message: Message,

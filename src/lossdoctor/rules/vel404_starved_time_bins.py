@@ -68,7 +68,9 @@ class StarvedTimeBins(Rule):
                 even=10 * len(named),
                 **counted,
             ),
-            evidence=[Evidence(f"flow/count_t{i}", shares[i], self.starved, **counted) for i in named],
+            evidence=[
+                Evidence(f"flow/count_t{i}", shares[i], self.starved if starved else self.few, **counted) for i in named
+            ],
             causes=(Cause("time-sampling"),),
             fixes=(edit("mix_uniform_times"),),
             severity="warning" if many else "info",

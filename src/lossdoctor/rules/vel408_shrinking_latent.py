@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lossdoctor.curves import ends, share_above, trend
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, outcome, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Message, Outcome, outcome, say
 from lossdoctor.rules.fixes import ablate, edit
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.velocity import seen, settled, the_loss, too_short, typical
@@ -33,6 +33,10 @@ class ShrinkingLatent(Rule):
     shrink: float = 0.2  # docs/log.md, the clinic: with a detached z1 it changes by at most 0.1, without 0.6 and more
     near: float = 0.8  # of the scale of the source: latents that end above it have only found that scale
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def beside_the_point(self, run: RunView) -> Message | None:
+        """Both ends were handed in, and z1 has no gradient."""
+        return say("skip.fixed_latent") if "flow/z1_std" in run else None
 
     def check(self, run: RunView) -> Outcome:
         """From the first step on: the latent shrinks before a warm-up is over."""

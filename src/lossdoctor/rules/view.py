@@ -106,8 +106,12 @@ class RunView(Mapping[str, Series]):
 
     @functools.cached_property
     def last_step(self) -> int:
-        """The last step any loss or full record has; -1 for an empty run."""
-        lasts = [int(self[name].steps[-1]) for name in self._names if len(self[name])]
+        """The last step any loss or full record has, without them any curve; -1 for an empty run.
+
+        What is measured after the training, such as end points, has the number of a step that was never made.
+        """
+        losses = [name for name in self._names if name.startswith("loss/")] or self._names
+        lasts = [int(self[name].steps[-1]) for name in losses if len(self[name])]
         return max([-1, *(int(s) for s in self.steps[-1:]), *lasts])
 
     @functools.cached_property

@@ -89,10 +89,19 @@ class Verdict:
             return
         if diagnosis.clear:
             yield Padding(Text(f"{text('check.clear_rules', lang)} {' '.join(diagnosis.clear)}"), (0, 0, 0, 2))
-        rows = Table.grid(padding=(0, 2, 0, 0))
-        rows.add_column(no_wrap=True)
-        rows.add_column(overflow="fold")
-        for code, skipped in diagnosis.skipped:
-            told = [skipped.reason.text(lang), *([skipped.enable.text(lang)] if skipped.enable else [])]
-            rows.add_row(code, Text(visible("; ".join(told))))
-        yield Padding(rows, (0, 0, 0, 2))
+        for reason, codes in self._reasons().items():
+            yield Padding(Text(visible(reason)), (0, 0, 0, 2))
+            yield Padding(Text(" ".join(codes), style="dim"), (0, 0, 0, 6))
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """Why rules were not asked, and which: those that one line in the script enables are told together."""
+        lang, together = self._lang, dict[str, dict[str, list[str]]]()
+        for code, skipped in self._diagnosis.skipped:
+            enable, reason = "" if skipped.enable is None else skipped.enable.text(lang), skipped.reason.text(lang)
+            together.setdefault(enable or reason, {}).setdefault(reason, []).append(code)
+        found = {}
+        for told, reasons in together.items():
+            # Different metrics that the same line brings: the line says enough.
+            sentence = told if len(reasons) > 1 else "; ".join(dict.fromkeys((*reasons, told)))
+            found[sentence] = [code for codes in reasons.values() for code in codes]
+        return found
