@@ -37,6 +37,8 @@ TailRow = tuple[int, bytes, bytes]
 ChunkRow = tuple[int, int, bytes | None, bytes, float | None, float | None]
 """first, last, steps, numbers, low, high."""
 
+Steps = npt.NDArray[np.int64]
+
 NOTHING = Series(np.empty(0, np.int64), np.empty(0, np.float64))
 
 
@@ -107,21 +109,32 @@ def unpack(rows: Sequence[tuple[int, int, bytes | None, bytes]]) -> Series:
     sizes = np.array([len(row[3]) for row in rows])
     counts, starts = sizes // 8, (np.cumsum(sizes) - sizes) // 8
     first, last = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
-    gaps = np.maximum(counts - 1, 1)
-    stride = (last - first) // gaps
-    whole = (stride * gaps == last - first) & ((stride > 0) == (counts > 1))
+    stride, whole = strides(first, last, counts)
     uneven = [(i, row[2]) for i, row in enumerate(rows) if row[2] is not None]
     for i, packed in uneven:
         whole[i] = len(packed) == sizes[i]
     if not (whole & (sizes > 0) & (sizes % 8 == 0)).all():
         raise ValueError("a chunk has other steps than numbers")
-    # All even steps at once: step = first + stride * place in the chunk. A million points in four passes.
-    steps = np.repeat(stride, counts)
-    steps *= np.arange(len(values))
-    steps += np.repeat(first - stride * starts, counts)
+    steps = even_steps(first, stride, counts)
     for i, packed in uneven:
         steps[starts[i] : starts[i] + counts[i]] = np.frombuffer(packed, "<i8")
     return Series(steps, values)
+
+
+def strides(first: Steps, last: Steps, counts: Steps) -> tuple[Steps, npt.NDArray[np.bool_]]:
+    """The distance of the steps of each chunk, (N,), if they run evenly from first to last; and whether they can."""
+    gaps = np.maximum(counts - 1, 1)
+    stride = (last - first) // gaps
+    return stride, (stride * gaps == last - first) & ((stride > 0) == (counts > 1))
+
+
+def even_steps(first: Steps, stride: Steps, counts: Steps) -> Steps:
+    """The steps of chunks one after the other: first + stride * place. A million of them in four passes."""
+    starts = np.cumsum(counts) - counts
+    steps = np.repeat(stride, counts)
+    steps *= np.arange(len(steps))
+    steps += np.repeat(first - stride * starts, counts)
+    return steps
 
 
 def apart(bounds: npt.NDArray[np.int64], least: int) -> list[int]:

@@ -63,6 +63,17 @@ def thin(pieces: Iterable[Series], points: int) -> Thinned:
     return Thinned(sieve.kept(), sieve.count, low, high, broken, first_broken)
 
 
+def places_kept(steps: npt.NDArray[np.int64], points: int) -> Series:
+    """The steps that `thin` would keep of a series, each with its place in it as the value.
+
+    steps: (N,), sorted, each once.
+    """
+    sieve = _Sieve(points)
+    for piece in _no_longer_than(PIECE, [Series(steps, np.arange(len(steps), dtype=np.float64))]):
+        sieve.add(piece)
+    return sieve.kept()
+
+
 class _Sieve:
     """Keeps one point of every `stride` consecutive ones; the stride doubles when there are too many."""
 

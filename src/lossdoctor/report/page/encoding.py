@@ -26,16 +26,25 @@ def thinned(series: Series, buckets: int = BUCKETS) -> Series:
     n = len(series)
     if n <= 2 * buckets:
         return series
-    starts = (np.arange(buckets) * n) // buckets
-    lengths = np.diff(np.append(starts, n))
-    wide = int(lengths.max())
-    # One row per bucket, filled up with its last point, so that one argmin and argmax serve all buckets.
-    index = starts[:, None] + np.minimum(np.arange(wide)[None, :], lengths[:, None] - 1)
-    values = series.values[index]
-    low = index[np.arange(buckets), np.argmin(np.where(np.isnan(values), np.inf, values), axis=1)]
-    high = index[np.arange(buckets), np.argmax(np.where(np.isnan(values), -np.inf, values), axis=1)]
-    kept = np.unique(np.concatenate([low, high, [0, n - 1]]))
+    width = -(-n // buckets)
+    whole = n - n % width
+    low, high = _extremes(series.values[:whole].reshape(-1, width))
+    rest_low, rest_high = _extremes(series.values[whole:].reshape(-1, max(n - whole, 1)))
+    kept = np.unique(np.concatenate([[0, n - 1], low, high, whole + rest_low, whole + rest_high]))
     return Series(series.steps[kept], series.values[kept])
+
+
+def _extremes(rows: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Of each row of (N, width) the places of its lowest and its highest number in the flat array, NaN last."""
+    if not rows.size:
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    begin, nan = np.arange(len(rows)) * rows.shape[1], np.isnan(rows)
+    if not nan.any():  # argmin calls NaN the lowest; putting something else there costs more than the rest
+        return begin + rows.argmin(axis=1), begin + rows.argmax(axis=1)
+    return (
+        begin + np.where(nan, np.inf, rows).argmin(axis=1),
+        begin + np.where(nan, -np.inf, rows).argmax(axis=1),
+    )
 
 
 def packed(curves: Iterable[tuple[str, Series]], count: int) -> tuple[dict[str, Place], str]:
