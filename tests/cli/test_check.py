@@ -175,6 +175,9 @@ def test_every_rule_explains_itself(rule: type, lang: str) -> None:
     assert result.exit_code == 0
     assert rule.code in result.output  # type: ignore[attr-defined]
     assert all(name in result.output for name in rule.thresholds())  # type: ignore[attr-defined]
+    if lang == "en":
+        assert max(map(len, result.output.splitlines())) <= 80
+        assert [line for line in result.output.splitlines() if line.startswith("Ignore when: ")]
 
 
 @pytest.mark.parametrize("lang", ["en", "zh-CN"])

@@ -34,12 +34,14 @@ def command(ctx: click.Context, *, code: str | None) -> None:
         near = difflib.get_close_matches(code, [x for r in RULES for x in (r.code, r.name)], n=3)
         expected = " | ".join(near) or "a code such as GRD101"
         raise UsageError(mismatch("There is no such rule.", expected, code, "list the rules with: lossdoctor explain"))
-    click.echo(page(rule, talk.lang))
+    from rich.text import Text
+
+    talk.console().print(Text(page(rule, talk.lang)))
 
 
 def page(rule: type[Rule], lang: str) -> str:
     """The page of a rule in a language, with its thresholds as they are."""
-    told = inspect.cleandoc(rule.page()) if lang == "en" else text(f"rule.{rule.code}.page", lang)
+    told = _told(rule, lang)
     status = text("explain.since", lang, status=text(f"status.{rule.status}", lang), since=rule.since)
     lines = [f"{rule.code} {rule.name} ({status})", "", told]
     if rule.needs:
@@ -48,6 +50,22 @@ def page(rule: type[Rule], lang: str) -> str:
         lines += ["", text("explain.thresholds", lang, code=rule.code)]
         lines += [f"  {name} = {value}" for name, value in thresholds.items()]
     return "\n".join(lines)
+
+
+def _told(rule: type[Rule], lang: str) -> str:
+    """The page, one line for each of its parts, so that whoever shows it breaks lines where there is no more room."""
+    from lossdoctor.rules.rule import HEADINGS
+
+    if lang != "en":
+        return text(f"rule.{rule.code}.page", lang)
+    parts: list[str] = []
+    for line in inspect.cleandoc(rule.page()).splitlines():
+        begins = not line or not parts or not parts[-1] or line.startswith(tuple(f"{name}:" for name in HEADINGS))
+        if begins:
+            parts.append(line)
+        else:
+            parts[-1] += f" {line}"
+    return "\n".join(parts)
 
 
 def _list(rules: tuple[type[Rule], ...], talk: Settings) -> None:
@@ -59,8 +77,7 @@ def _list(rules: tuple[type[Rule], ...], talk: Settings) -> None:
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
     for rule in rules:
-        told = inspect.cleandoc(rule.page()) if talk.lang == "en" else text(f"rule.{rule.code}.page", talk.lang)
-        rows.add_row(rule.code, rule.name, Text(told.splitlines()[0]))
+        rows.add_row(rule.code, rule.name, Text(_told(rule, talk.lang).splitlines()[0]))
     console = talk.console()
     console.print(rows)
     console.print(Text(text("explain.list", talk.lang), style="dim"))

@@ -58,9 +58,12 @@ class Sides:
         for label in ("A", "B"):
             rows.add_column(label, justify="right", no_wrap=True)
         rows.add_column(text("compare.interval", self._lang), justify="right", no_wrap=True)
-        rows.add_column("p", justify="right", no_wrap=True)
+        # All listed differ; how surely is for those who ask for everything, the names need the room.
+        if self._shown is None:
+            rows.add_column("p", justify="right", no_wrap=True)
         rows.add_column(text("compare.better", self._lang), no_wrap=True)
         for one in shifts:
-            between = f"{number(one.low)} .. {number(one.high)}"
-            rows.add_row(visible(one.name), number(one.a), number(one.b), between, f"{one.p:.1g}", one.better.upper())
+            between = f"{number(one.low, digits=2)} .. {number(one.high, digits=2)}"
+            surely = [f"{one.p:.1g}"] if self._shown is None else []
+            rows.add_row(visible(one.name), number(one.a), number(one.b), between, *surely, one.better.upper())
         return rows
