@@ -14,7 +14,10 @@ from lossdoctor.rules.view import LEAST
 from lossdoctor.store import Run
 
 SHARE = 0.01
-"""Of the time; a diagnosis that took d seconds is followed by a rest of d / SHARE."""
+"""Of the time since the beginning that all diagnoses may take, the next one included."""
+
+FIRST = 0.2
+"""Seconds the first diagnosis is expected to take, so that it comes after 20 s. docs/log.md, 10."""
 
 GROWTH = 1.2
 """A run is judged anew when it has this many times the measured steps it had."""
@@ -36,7 +39,8 @@ class LiveDiagnosis:
         self._run, self._tell, self._failed = run, tell, failed
         self._measured = 0
         self._judged_at = 0
-        self._rest_until = 0.0
+        self._began, self._spent = time.monotonic(), 0.0
+        self._rest_until = self._began + FIRST / SHARE
         self._suspects: set[tuple[str, str | None, str | None]] = set()
         self._told: set[tuple[str, str | None, str | None]] = set()
         self._news: queue.SimpleQueue[Finding] = queue.SimpleQueue()
@@ -79,8 +83,9 @@ class LiveDiagnosis:
                 return
             started = time.monotonic()
             self._judge(sure=False)
-            ended = time.monotonic()
-            self._rest_until = ended + (ended - started) / SHARE
+            took = time.monotonic() - started
+            self._spent += took
+            self._rest_until = self._began + (self._spent + took) / SHARE  # the next one takes about as long
 
     def _judge(self, *, sure: bool) -> None:
         try:
