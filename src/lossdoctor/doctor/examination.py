@@ -21,6 +21,7 @@ from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
 from lossdoctor.probe.snapshot import Gradients, Snapshot
 from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
 
@@ -39,8 +40,8 @@ class Patient:
 
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
-    auditor: looks at optimizers, memory, modes and dtypes, as rarely. gradients, updates: memory for copies that is
-    used again at every due step.
+    auditor: looks at optimizers, memory, modes and dtypes, as rarely. mode: how gradients are measured, "exact",
+    "sketch" or "off". gradients, updates: memory for copies that is used again at every due step.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Patient:
     teacher: ShadowWatch | None
     kinds: Mapping[str, str]
     auditor: Auditor
+    mode: str = "exact"
     linearity: Linearity = field(default_factory=Linearity)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
@@ -128,7 +130,9 @@ class Examination:
                 self.losses, self.backwards = {}, 0
             self._note(losses)
             if self._ledger is None:
-                self._ledger = Ledger(self.patient.look(), self.patient.linearity, self.patient.gradients)
+                where = self.patient.look()
+                sketch = Sketch(where, seed=self.out.step) if self.patient.mode == "sketch" else None
+                self._ledger = Ledger(where, self.patient.linearity, self.patient.gradients, sketch)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -181,6 +185,9 @@ class Examination:
                 source = self._ledger.source(self.capture.z1)
                 if error is not None:
                     self.readings[_LINEARITY] = error
+                if self.patient.mode == "sketch":
+                    self.out.tell("sketch", "size", SIZE)
+                    self.out.tell("sketch", "modules", sorted(gradients.sketched - {""}))
         flow, posterior, distill = self.capture.flow(), self.capture.posterior(), self.capture.distill()
         if self._ledger is None:
             self.patient.look()
@@ -259,6 +266,12 @@ class Examination:
         if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):
             # GradScaler will skip this step and lower its scale: an overflow here is how it works.
             measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
+        if error is not None and self.patient.mode == "sketch" and DOUBTFUL < error < math.inf:
+            # Something rewrites gradients where a sketch does not see it, such as a hook on a node of the graph.
+            self.patient.mode, self.patient.linearity = "exact", Linearity()
+            self.out.describe(gradients="exact")
+            self.out.event("gradients_exact", linearity_error=error, hint="sketches do not add up to the gradient")
+            return {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
         norms = {name: measured.get(f"grad/{name}", math.nan) for name in self._ledger.losses}
         self.patient.linearity.learn(self._ledger, {n: v for n, v in norms.items() if math.isfinite(v)}, error)
         for name in self._ledger.losses:

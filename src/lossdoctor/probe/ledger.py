@@ -9,7 +9,7 @@ due step, and now and then later, every loss gets a pass and |g - sum_i w_i g_i|
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from lossdoctor import linalg
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.parameters import ParameterMap
+from lossdoctor.probe.sketch import Sketch
 from lossdoctor.probe.snapshot import Gradients
+
+Differentiate = Callable[[Tensor, Sequence[Tensor]], "list[Tensor | None]"]
 
 TOLERATED = 1e-3
 """Largest predicted relative error of a derived gradient."""
@@ -78,12 +81,14 @@ class Linearity:
 class Ledger:
     """Per-loss gradients collected over the micro-batches of one optimizer step.
 
-    Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total.
+    Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total; with a
+    sketch, that of the sketches for the weights it takes on. Everything below is linear, so it works on either.
     """
 
     where: ParameterMap
     linearity: Linearity
     packer: linalg.Packer = field(default_factory=linalg.Packer)
+    sketch: Sketch | None = None
     losses: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
@@ -99,6 +104,7 @@ class Ledger:
     _backwards: int = 0
     _alike: bool = True
     _seen: list[tuple[Tensor | None, int]] = field(default_factory=list)
+    _lengths: dict[int, Tensor] = field(default_factory=dict)
 
     def observe(
         self,
@@ -118,8 +124,12 @@ class Ledger:
         is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass.
         """
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
+        differentiate: Differentiate = _exactly
+        if self.sketch is not None:
+            with same_buffers(modules):
+                differentiate = self.sketch.passes(live.values(), modules).gradients
         if self._base is None:
-            self._base = linalg.Packer()([p.grad for p in self.where.parameters])
+            self._base = linalg.Packer()(self._grads())
         elif losses.keys() == self.losses.keys():
             self._note_losses()
         else:
@@ -139,14 +149,19 @@ class Ledger:
         with same_buffers(modules):
             for name, loss in live.items():
                 if name != self.derived:
-                    self._measure(name, loss, z1 if name == z1_loss else None)
+                    self._measure(name, loss, z1 if name == z1_loss else None, differentiate)
 
-    def _measure(self, name: str, loss: Tensor, z1: Tensor | None) -> None:
+    def _grads(self) -> list[Tensor | None]:
+        """What is in `.grad` now, as gradients are held."""
+        grads = [p.grad for p in self.where.parameters]
+        return grads if self.sketch is None else [self.sketch.held(i, grad) for i, grad in enumerate(grads)]
+
+    def _measure(self, name: str, loss: Tensor, z1: Tensor | None, differentiate: Differentiate) -> None:
         parameters: list[Tensor] = list(self.where.parameters)
         inputs = parameters if z1 is None else [*parameters, z1]
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        found = list(torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True))
+        found = differentiate(scaled, inputs)
         self.seconds[name] = time.perf_counter() - started
         if z1 is not None:
             self.source_gradient = found.pop()
@@ -154,13 +169,23 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        self.total = self.packer([p.grad for p in self.where.parameters])
+        self.total = self.packer(self._grads())
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)
         self._backwards += 1
         grads = [p.grad for p in self.where.parameters]
         self._seen = [(grad, 0 if grad is None else grad._version) for grad in grads]
+        if self.sketch is not None:
+            sketched = [(i, grad) for i in self.sketch.signs or () if (grad := grads[i]) is not None]
+            norms = linalg.norms([grad for _, grad in sketched])
+            self._lengths = dict(zip((i for i, _ in sketched), norms, strict=True))
+
+    def lengths(self, indices: Sequence[int]) -> Tensor:
+        """Norms of these parameters' gradients after the last backward, (n,), in any order; never from a sketch."""
+        exact = linalg.norms([g for i in indices if i not in self._lengths and (g := self.total[i]) is not None])
+        sketched = [self._lengths[i] for i in indices if i in self._lengths]
+        return torch.cat([exact.to(sketched[0]), torch.stack(sketched)]) if sketched else exact
 
     def disturbed(self) -> list[int]:
         """Parameters whose gradient was taken away or written to since the last backward, as its owner tells.
@@ -177,7 +202,8 @@ class Ledger:
     def _note_losses(self) -> None:
         """Keep what earlier backwards of the step brought and what is no longer there: `zero_grad` in between."""
         changed = self.disturbed()
-        rest = linalg.Packer()([self.where.parameters[i].grad for i in changed])
+        grads = self._grads()
+        rest = linalg.Packer()([grads[i] for i in changed])
         for i, now in zip(changed, rest, strict=True):
             before = self.total[i]
             if before is not None:
@@ -210,7 +236,7 @@ class Ledger:
                 for name, row in zip(names, pieces[:k], strict=True)
             )
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
-            parts.append((labels, part, touched))
+            parts.append((labels, self._put_right(part, indices, rows, combination), touched))
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}
@@ -231,9 +257,37 @@ class Ledger:
             measured=tuple(name in self.rows or name == self.derived for name in names),
             reached=reached,
             derived=self.derived,
+            sketched=self._sketched_modules(),
             accumulated=None if accumulated is None else accumulated.to(unit.device) * unit[k, k],
         )
         return gradients, _relative_residual(whole, weights) if self.calibrating else None
+
+    def _put_right(
+        self,
+        part: Tensor,
+        indices: Sequence[int],
+        rows: Sequence[linalg.Pieces],
+        combination: Sequence[Sequence[float]],
+    ) -> Tensor:
+        """A Gram matrix with sketches in it, with what the exact length of the total says of each sketched weight."""
+        shapes: dict[torch.Size, list[int]] = {}
+        for i in indices:
+            if i in self._lengths and (total := self.total[i]) is not None:
+                shapes.setdefault(total.shape, []).append(i)
+        for alike in shapes.values():
+            pieces = [[row[i] for i in alike] for row in (*rows, self.total)]
+            squares = torch.stack([self._square(i) for i in alike])
+            part = part + linalg.gained(pieces, combination, squares).to(part)
+        return part
+
+    def _square(self, i: int) -> Tensor:
+        """Squared length of the total gradient of a sketched weight, 0-d; NaN if something older lies in it too."""
+        square, base = self._lengths[i].double().square(), self._base[i] if self._base else None
+        return square if base is None else torch.where(base.any(), torch.nan, square)
+
+    def _sketched_modules(self) -> frozenset[str]:
+        sketched = (self.sketch and self.sketch.signs) or {}
+        return frozenset(label for i in sketched for label in ("", *self.where.labels[i]))
 
     def _combination(self) -> list[float]:
         """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
@@ -283,6 +337,8 @@ class Ledger:
         """-<theta_after - theta_before, g_i> for every loss, (K,); `decrease` is theta_before - theta_after."""
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
         rows = [self.rows.get(name, silent) for name in gradients.names]
+        if self.sketch is not None:
+            decrease = [self.sketch.held(i, piece) for i, piece in enumerate(decrease)]
         found = linalg.products([*rows, self.total], decrease)
         each, total = found[:-1], found[-1]
         if self.derived is not None:
@@ -290,6 +346,10 @@ class Ledger:
             weights = gradients.weights.to(found.device)
             each[k] = (total - (weights * each).sum()) / weights[k]
         return each if self.scale is None else each / self.scale.to(each)
+
+
+def _exactly(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True))
 
 
 def _added(before: list[Tensor | None] | None, found: Sequence[Tensor | None]) -> list[Tensor | None]:
