@@ -293,9 +293,9 @@ def test_signs_differ_between_steps_and_weights_and_are_the_same_again() -> None
     one, again, other = drawn(where, 1), drawn(where, 1), drawn(where, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.signs[0][0], again.signs[0][0])
-    assert (one.signs[0][0] * M**0.5).unique().tolist() == pytest.approx([-1.0, 1.0])
+    assert one.signs[0][0].unique().tolist() == [-1, 1]
     for different in (one.signs[1][0], other.signs[0][0], one.signs[0][1][:50]):
-        assert abs(float((one.signs[0][0] * different).mean() * M)) < 0.5
+        assert abs(float((one.signs[0][0] * different).float().mean())) < 0.2
 
 
 # In the ledger

@@ -31,6 +31,7 @@ Readings = dict[str, "Tensor | Maybe"]
 RECOUNT = 20
 """Due steps after which the model is walked through anew."""
 _LINEARITY = "linearity error"
+_DOUBT = "doubt of a sketch/"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
 
 
@@ -41,7 +42,8 @@ class Patient:
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
     auditor: looks at optimizers, memory, modes and dtypes, as rarely. mode: how gradients are measured, "exact",
-    "sketch" or "off". gradients, updates: memory for copies that is used again at every due step.
+    "sketch" or "off". exact: ids of parameters that are not sketched even so. gradients, updates: memory for copies
+    that is used again at every due step.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Patient:
     kinds: Mapping[str, str]
     auditor: Auditor
     mode: str = "exact"
+    exact: frozenset[int] = frozenset()
     linearity: Linearity = field(default_factory=Linearity)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
@@ -131,7 +134,9 @@ class Examination:
             self._note(losses)
             if self._ledger is None:
                 where = self.patient.look()
-                sketch = Sketch(where, seed=self.out.step) if self.patient.mode == "sketch" else None
+                sketch = None
+                if self.patient.mode == "sketch":
+                    sketch = Sketch(where, seed=self.out.step, exact=self.patient.exact)
                 self._ledger = Ledger(where, self.patient.linearity, self.patient.gradients, sketch)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
@@ -185,6 +190,7 @@ class Examination:
                 source = self._ledger.source(self.capture.z1)
                 if error is not None:
                     self.readings[_LINEARITY] = error
+                self.readings.update({f"{_DOUBT}{i}": doubt for i, doubt in self._ledger.doubts().items()})
                 if self.patient.mode == "sketch":
                     self.out.tell("sketch", "size", SIZE)
                     self.out.tell("sketch", "modules", sorted(gradients.sketched - {""}))
@@ -240,7 +246,9 @@ class Examination:
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()
-                self._watch = UpdateWatch(where, self.patient.heads, self.patient.updates)
+                # A sketch is there to save memory, so that its copy of the parameters does not outlive the step.
+                packers = {} if self.patient.mode == "sketch" else self.patient.updates
+                self._watch = UpdateWatch(where, self.patient.heads, packers)
             self._watch.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -261,17 +269,18 @@ class Examination:
     def learned(self, measured: dict[str, float]) -> dict[str, float]:
         """The same numbers on the host, after the next due step has been planned with them."""
         error = measured.pop(_LINEARITY, None)
+        doubts = {int(key.split("/")[1]): measured.pop(key) for key in list(measured) if key.startswith(_DOUBT)}
         if self._ledger is None:
             return measured
         if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):
             # GradScaler will skip this step and lower its scale: an overflow here is how it works.
             measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
-        if error is not None and self.patient.mode == "sketch" and DOUBTFUL < error < math.inf:
-            # Something rewrites gradients where a sketch does not see it, such as a hook on a node of the graph.
-            self.patient.mode, self.patient.linearity = "exact", Linearity()
-            self.out.describe(gradients="exact")
-            self.out.event("gradients_exact", linearity_error=error, hint="sketches do not add up to the gradient")
-            return {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
+        if doubted := [i for i, doubt in doubts.items() if DOUBTFUL < doubt < math.inf]:
+            parameters = self._ledger.where.parameters
+            self.patient.exact |= {id(parameters[i]) for i in doubted}
+            shapes = [list(parameters[i].shape) for i in doubted]
+            self.out.event("not_sketched", shapes=shapes, error=max(doubts[i] for i in doubted))
+            measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
         norms = {name: measured.get(f"grad/{name}", math.nan) for name in self._ledger.losses}
         self.patient.linearity.learn(self._ledger, {n: v for n, v in norms.items() if math.isfinite(v)}, error)
         for name in self._ledger.losses:

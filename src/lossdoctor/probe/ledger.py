@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lossdoctor import linalg
+from lossdoctor.probe.lengths import KnownLengths
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.parameters import ParameterMap
 from lossdoctor.probe.sketch import Sketch
@@ -104,7 +105,7 @@ class Ledger:
     _backwards: int = 0
     _alike: bool = True
     _seen: list[tuple[Tensor | None, int]] = field(default_factory=list)
-    _lengths: dict[int, Tensor] = field(default_factory=dict)
+    known: KnownLengths = field(default_factory=KnownLengths)
 
     def observe(
         self,
@@ -177,15 +178,11 @@ class Ledger:
         grads = [p.grad for p in self.where.parameters]
         self._seen = [(grad, 0 if grad is None else grad._version) for grad in grads]
         if self.sketch is not None:
-            sketched = [(i, grad) for i in self.sketch.signs or () if (grad := grads[i]) is not None]
-            norms = linalg.norms([grad for _, grad in sketched])
-            self._lengths = dict(zip((i for i, _ in sketched), norms, strict=True))
+            self.known.take(list(self.sketch.signs or ()), grads)
 
     def lengths(self, indices: Sequence[int]) -> Tensor:
         """Norms of these parameters' gradients after the last backward, (n,), in any order; never from a sketch."""
-        exact = linalg.norms([g for i in indices if i not in self._lengths and (g := self.total[i]) is not None])
-        sketched = [self._lengths[i] for i in indices if i in self._lengths]
-        return torch.cat([exact.to(sketched[0]), torch.stack(sketched)]) if sketched else exact
+        return self.known.of(indices, self.total)
 
     def disturbed(self) -> list[int]:
         """Parameters whose gradient was taken away or written to since the last backward, as its owner tells.
@@ -236,7 +233,8 @@ class Ledger:
                 for name, row in zip(names, pieces[:k], strict=True)
             )
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
-            parts.append((labels, self._put_right(part, indices, rows, combination), touched))
+            part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
+            parts.append((labels, part, touched))
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}
@@ -262,28 +260,9 @@ class Ledger:
         )
         return gradients, _relative_residual(whole, weights) if self.calibrating else None
 
-    def _put_right(
-        self,
-        part: Tensor,
-        indices: Sequence[int],
-        rows: Sequence[linalg.Pieces],
-        combination: Sequence[Sequence[float]],
-    ) -> Tensor:
-        """A Gram matrix with sketches in it, with what the exact length of the total says of each sketched weight."""
-        shapes: dict[torch.Size, list[int]] = {}
-        for i in indices:
-            if i in self._lengths and (total := self.total[i]) is not None:
-                shapes.setdefault(total.shape, []).append(i)
-        for alike in shapes.values():
-            pieces = [[row[i] for i in alike] for row in (*rows, self.total)]
-            squares = torch.stack([self._square(i) for i in alike])
-            part = part + linalg.gained(pieces, combination, squares).to(part)
-        return part
-
-    def _square(self, i: int) -> Tensor:
-        """Squared length of the total gradient of a sketched weight, 0-d; NaN if something older lies in it too."""
-        square, base = self._lengths[i].double().square(), self._base[i] if self._base else None
-        return square if base is None else torch.where(base.any(), torch.nan, square)
+    def doubts(self) -> dict[int, Tensor]:
+        """How far the sketches of each weight are from adding up, 0-d; {} unless every loss had a pass."""
+        return self.known.doubts(self.rows, self.losses, self.total) if self.calibrating else {}
 
     def _sketched_modules(self) -> frozenset[str]:
         sketched = (self.sketch and self.sketch.signs) or {}

@@ -14,6 +14,7 @@ gradient is measured exactly.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +36,7 @@ SMALLER = 4
 EXACT_UP_TO = 10_000_000
 """Trained parameters up to which "auto" takes exact gradients. Where it comes from is in docs/sketch.md."""
 DOUBTFUL = 0.05
-"""|g - sum w_i g_i| / (|g| + sum |w_i g_i|) above which sketches are given up. bfloat16 alone makes about 0.01."""
+"""|g - sum w_i g_i| / (|g| + sum |w_i g_i|) of one weight above which it is not sketched again. bfloat16 makes 0.01."""
 MODES = ("auto", "exact", "sketch", "off")
 
 
@@ -57,22 +58,24 @@ def checked_mode(mode: str, parameters: Iterable[Tensor]) -> str:
 class Sketch:
     """How the gradients of one optimizer step are held: which weights are sketched, and their signs.
 
-    seed: of the signs. signs: parameter index to L and R; decided by the graph of the first micro-batch.
+    seed: of the signs. exact: ids of parameters never to be sketched. signs: parameter index to L and R; decided by the
+    graph of the first micro-batch.
     """
 
     where: ParameterMap
     seed: int
     size: int = field(default_factory=lambda: SIZE)
+    exact: frozenset[int] = frozenset()
     signs: dict[int, Signs] | None = None
 
     def passes(self, losses: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> Passes:
         """Everything the passes of one micro-batch need, before its graph is gone. modules: all that take part."""
         graph = Graph(losses)
-        legacy = {id(p) for m in modules if _rewrites_gradients(m) for p in m._parameters.values()}
+        never = self.exact.union(id(p) for m in modules if _rewrites_gradients(m) for p in m._parameters.values())
         parameters = self.where.parameters
         uses: dict[int, list[Use]] = {}
         for i, weight in enumerate(parameters):
-            eligible = self._fits(weight) and id(weight) not in legacy
+            eligible = self._fits(weight) and id(weight) not in never
             if eligible and (found := graph.uses(weight)) is not None:
                 uses[i] = found
         if self.signs is None:
@@ -91,7 +94,7 @@ class Sketch:
         left, right = self.signs[i]
         with torch.no_grad(), _plain(tensor):
             rows = wide(tensor).reshape(len(left), -1)
-            return left.t().to(rows) @ (rows @ right.to(rows))
+            return left.t().to(rows) @ (rows @ right.to(rows)) * _scale(left, right)
 
     def _fits(self, weight: Tensor) -> bool:
         """Whether a weight may be sketched as far as it can tell itself. A hook of its own may rewrite its gradient."""
@@ -162,6 +165,7 @@ class Passes:
                 weight = self.sketch.where.parameters[i]
                 share = use.product.sketch(node, weight, delta, known, self._sides(i, use))
                 share = (share.t() if use.view.swapped else share).to(weight.device)
+                share = share * _scale(*(self.sketch.signs or {})[i])
                 found[i] = found[i] + share if i in found else share
 
     def _sides(self, i: int, use: Use) -> Signs:
@@ -177,12 +181,17 @@ def _held(length: int, size: int) -> int:
 
 
 def _signs(length: int, size: int, generator: torch.Generator) -> Tensor:
-    """(length, size), +-1 / sqrt(size); the identity for a dimension that is kept."""
+    """(length, size), +-1; the identity for a dimension that is kept."""
     if _held(length, size) == length:
-        return torch.eye(length, dtype=torch.float32, device=generator.device)
+        return torch.eye(length, dtype=torch.int8, device=generator.device)
     bits = torch.randint(2**62, (length, 1), generator=generator, device=generator.device)
     ones = bits.bitwise_right_shift(torch.arange(size, device=generator.device)).bitwise_and_(1)
-    return ones.float().mul_(2.0).sub_(1.0).mul_(size**-0.5)
+    return ones.to(torch.int8).mul_(2).sub_(1)
+
+
+def _scale(left: Tensor, right: Tensor) -> float:
+    """1 / sqrt(m) for each side that is projected, so that inner products are right on average."""
+    return float(math.prod(side.shape[1] ** -0.5 for side in (left, right) if side.shape[0] != side.shape[1]))
 
 
 def _rewrites_gradients(module: nn.Module) -> bool:
