@@ -240,6 +240,23 @@ def test_a_weight_whose_sketches_do_not_add_up_to_the_gradient_is_measured_exact
     assert train(Rewritten(), "exact", 3)[0][2]["grad/flow"] == pytest.approx(read[2]["grad/flow"], rel=0.1)
 
 
+@pytest.mark.parametrize("turns", [False, True])
+def test_gradients_that_are_lost_on_the_way_are_no_reason_for_doubt(turns: bool) -> None:
+    torch.manual_seed(0)
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ld.Doctor(model, optimizer, every=1, gradients="sketch", strict=True, live=False) as doctor:
+        for n in range(2):
+            losses = model.losses()
+            optimizer.zero_grad()
+            names = list(WEIGHTS)[: n + 2] if turns else list(WEIGHTS)
+            doctor.backward({name: losses[name] for name in names}, {name: WEIGHTS[name] for name in names})
+        optimizer.step()
+        assert "grad/flow" in doctor.ret
+        assert ("grad/accumulation" in doctor.ret) != turns
+        assert not [event for event in doctor.run.events if event["kind"] == "not_sketched"]
+
+
 def test_a_failure_of_the_sketch_never_stops_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("no sketch today")

@@ -130,7 +130,7 @@ class Ledger:
             with same_buffers(modules):
                 differentiate = self.sketch.passes(live.values(), modules).gradients
         if self._base is None:
-            self._base = linalg.Packer()(self._grads())
+            self._base = linalg.Packer()(self._grads(range(len(self.where.parameters))))
         elif losses.keys() == self.losses.keys():
             self._note_losses()
         else:
@@ -152,10 +152,10 @@ class Ledger:
                 if name != self.derived:
                     self._measure(name, loss, z1 if name == z1_loss else None, differentiate)
 
-    def _grads(self) -> list[Tensor | None]:
-        """What is in `.grad` now, as gradients are held."""
-        grads = [p.grad for p in self.where.parameters]
-        return grads if self.sketch is None else [self.sketch.held(i, grad) for i, grad in enumerate(grads)]
+    def _grads(self, indices: Sequence[int]) -> list[Tensor | None]:
+        """What is in `.grad` of these parameters now, as gradients are held."""
+        grads = [self.where.parameters[i].grad for i in indices]
+        return grads if self.sketch is None else [self.sketch.held(i, g) for i, g in zip(indices, grads, strict=True)]
 
     def _measure(self, name: str, loss: Tensor, z1: Tensor | None, differentiate: Differentiate) -> None:
         parameters: list[Tensor] = list(self.where.parameters)
@@ -170,7 +170,7 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        self.total = self.packer(self._grads())
+        self.total = self.packer(self._grads(range(len(self.where.parameters))))
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)
@@ -199,8 +199,7 @@ class Ledger:
     def _note_losses(self) -> None:
         """Keep what earlier backwards of the step brought and what is no longer there: `zero_grad` in between."""
         changed = self.disturbed()
-        grads = self._grads()
-        rest = linalg.Packer()([grads[i] for i in changed])
+        rest = linalg.Packer()(self._grads(changed))
         for i, now in zip(changed, rest, strict=True):
             before = self.total[i]
             if before is not None:
@@ -261,8 +260,12 @@ class Ledger:
         return gradients, _relative_residual(whole, weights) if self.calibrating else None
 
     def doubts(self) -> dict[int, Tensor]:
-        """How far the sketches of each weight are from adding up, 0-d; {} unless every loss had a pass."""
-        return self.known.doubts(self.rows, self.losses, self.total) if self.calibrating else {}
+        """How far the sketches of each weight are from adding up, 0-d; {} unless every loss had a pass.
+
+        What was taken out of `.grad` between micro-batches is no reason for doubt.
+        """
+        complete = self.calibrating and not self.lost and (self._alike or self._backwards < 2)
+        return self.known.doubts(self.rows, self.losses, self.total) if complete else {}
 
     def _sketched_modules(self) -> frozenset[str]:
         sketched = (self.sketch and self.sketch.signs) or {}
