@@ -129,3 +129,31 @@ def test_a_packer_writes_the_same_memory_again() -> None:
     assert not second[2].any()
     assert packer([torch.ones(5)])[0].tolist() == [1.0] * 5
     assert packer([]) == []
+
+
+def test_a_row_of_known_length_puts_its_share_of_every_product_right() -> None:
+    """The slow way: split every row into its part along the last one and the rest, stretch the first, multiply."""
+    generator = torch.Generator().manual_seed(0)
+    last = [torch.randn(7, generator=generator) for _ in range(4)]
+    rows = [[torch.randn(7, generator=generator) if p != r else None for p in range(4)] for r in range(2)]
+    rows.append([2.0 * piece for piece in last])
+    rows.append(last)
+    known = torch.tensor([1.0, 4.0, 9.0, 0.25]) * torch.stack([piece.square().sum() for piece in last])
+    combination = [0.5, -1.0, 0.0, 2.0]
+    found = linalg.gram(rows, [combination]) + linalg.gained(rows, [combination], known)
+    wanted = torch.zeros(5, 5, dtype=torch.float64)
+    for p, stretch in enumerate([1.0, 2.0, 3.0, 0.5]):
+        unit = last[p].double() / last[p].double().norm()
+        own = torch.stack([torch.zeros(7) if row[p] is None else row[p] for row in rows]).double()
+        own = torch.cat([own, torch.tensor([combination], dtype=torch.float64) @ own])
+        along = own @ unit
+        right = own + ((stretch - 1.0) * along)[:, None] * unit
+        wanted += right @ right.T
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [math.nan, math.inf])
+@pytest.mark.parametrize("piece", [0.0, 1.0, math.nan])
+def test_nothing_is_put_right_where_nothing_is_known(piece: float, known: float) -> None:
+    rows = [[torch.ones(3)], [torch.full((3,), piece)]]
+    assert not linalg.gained(rows, [[1.0, 1.0]], torch.tensor([known])).any()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import lossdoctor as ld
+from lossdoctor.probe.sketch import Sketch
 
 STEPS = 200
 
@@ -88,7 +89,7 @@ def snapshot(program: Program, optimizers: list[torch.optim.Optimizer], ema: nn.
     }
 
 
-def train(setting: Setting, watched: bool, every: int) -> Iterator[dict[str, Any]]:
+def train(setting: Setting, watched: bool, every: int, gradients: str = "exact") -> Iterator[dict[str, Any]]:
     ld.seed_everything(3)
     program = Program(setting.dropout, setting.batch_norm)
     ema = copy.deepcopy(program).requires_grad_(False) if setting.ema else None
@@ -105,6 +106,7 @@ def train(setting: Setting, watched: bool, every: int) -> Iterator[dict[str, Any
             teacher=program.teacher,
             ema=ema,
             every=every,
+            gradients=gradients,
             strict=True,
         )
     with doctor as active:
@@ -181,6 +183,24 @@ def test_every_step_is_bit_identical(name: str, every: int) -> None:
     # One after the other: both draw from the same global streams.
     for step, (without, measured) in enumerate(zip(list(plain), list(watched), strict=True)):
         assert_equal(without, measured, f"step {step}")
+
+
+@pytest.mark.parametrize("name", ["everything", "grad_scaler", "accumulation"])
+def test_every_step_is_bit_identical_with_sketched_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lossdoctor.probe.sketch.SIZE", 2)  # then even small weights are sketched
+    covered, passes = [], Sketch.passes
+
+    def noted(sketch: Sketch, *given: Any) -> Any:
+        found = passes(sketch, *given)
+        covered.append(len(found.covered))
+        return found
+
+    monkeypatch.setattr(Sketch, "passes", noted)
+    plain, watched = train(SETTINGS[name], False, 1), train(SETTINGS[name], True, 1, "sketch")
+    for step, (without, measured) in enumerate(zip(list(plain), list(watched), strict=True)):
+        assert_equal(without, measured, f"step {step}")
+    assert set(covered) == {5}, "all but the smallest"
+    assert len(covered) == STEPS * SETTINGS[name].micro
 
 
 def test_the_comparison_can_fail() -> None:

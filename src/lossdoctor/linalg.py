@@ -191,6 +191,33 @@ def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:
         )
 
 
+def gained(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]], known: Tensor) -> Tensor:
+    """What a Gram matrix of estimates gains when the true lengths of one row are known, piece by piece.
+
+    rows: R rows of P pieces, all of P are tensors of one shape in the last row, whose true squared lengths are `known`,
+    (P,). combinations: C lists of R coefficients, as in `gram`. In each piece a row is c times the last row and a rest
+    at right angles to it; of the inner product of two rows the part c_i c_j |last|^2 is put right, the rest is left.
+    Returns (R + C, R + C), float64, to be added to `gram(rows, combinations)`; zero where an estimate is zero or not
+    finite.
+    """
+    with torch.no_grad():
+        last = torch.stack([piece.reshape(-1) for piece in rows[-1] if piece is not None]).double()
+        products = torch.zeros(len(last), len(rows) + len(combinations), dtype=torch.float64, device=last.device)
+        for r, row in enumerate(rows):
+            there = [p for p, piece in enumerate(row) if piece is not None]
+            if there:
+                own = torch.stack([piece.reshape(-1) for piece in row if piece is not None]).double()
+                products[there, r] = (own * last[there]).sum(1)
+        for c, coefficients in enumerate(combinations, len(rows)):
+            for r, coefficient in enumerate(coefficients):
+                products[:, c] += coefficient * products[:, r]
+        squares = products[:, len(rows) - 1]
+        factors = (known.double().to(squares) - squares) / squares.square()
+        good = factors.isfinite() & products.isfinite().all(1)
+        products, factors = products[good], factors[good]
+        return (products * factors[:, None]).t() @ products
+
+
 def norms(pieces: Sequence[Tensor]) -> Tensor:
     """L2 norm of each piece: (P,), float32 or wider, so that half-precision gradients do not overflow."""
     if not pieces:

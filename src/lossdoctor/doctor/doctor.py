@@ -24,7 +24,6 @@ from lossdoctor.doctor.examination import Examination, Patient, randomness
 from lossdoctor.doctor.live import LiveDiagnosis, told
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
-from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
@@ -32,6 +31,7 @@ from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.schedule import Schedule, schedule
+from lossdoctor.probe.sketch import checked_mode
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
 from lossdoctor.probe.updates import shadow_watch
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
@@ -56,7 +56,9 @@ class Doctor:
     heads: name to module, reported one by one. teacher, ema: modules that follow the model slowly, audited if given.
     kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
     optimizer steps are measured in full, an int or a schedule. sinks: other trackers that get every record. gradients:
-    "exact" per-loss gradients, "off" for none; "auto" chooses. strict: raise instead of recording a failure (tests).
+    "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models, "off" for none;
+    "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. strict: raise instead of recording a
+    failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
     called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
@@ -94,12 +96,9 @@ class Doctor:
             teacher=shadow_watch("teacher", teacher, model),
             kinds=checked_kinds(kinds or {}),
             auditor=Auditor(model, checked, optimizers, teacher, ema),
+            mode=checked_mode(gradients, (p for one in optimizers for g in one.param_groups for p in g["params"])),
         )
         self.ret: dict[str, float] = {}
-        if gradients not in ("auto", "exact", "off"):
-            raise UsageError(
-                mismatch("gradients= names a mode", "'auto', 'exact' or 'off'", repr(gradients), "use gradients='auto'")
-            )
         self._schedule = schedule(every)
         self._weights: Mapping[str, float | Tensor] = {}
         self._pending = Pending()
@@ -110,7 +109,7 @@ class Doctor:
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
         self._out = Outlet(run, {**self._facts(), **(meta or {})}, sinks, resume=resume, strict=strict)
-        if gradients == "off":
+        if self._patient.mode == "off":
             self._out.off.add("gradients")
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live else None
@@ -326,6 +325,7 @@ class Doctor:
             **provenance(),
             "model": type(unwrapped(patient.model)).__name__,
             "parameters": sum(p.numel() for p in patient.model.parameters()),
+            "gradients": patient.mode,
             "optimizers": [type(optimizer).__name__ for optimizer in patient.optimizers],
             "heads": sorted(patient.heads),
             "kinds": dict(patient.kinds),

@@ -21,6 +21,7 @@ from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
 from lossdoctor.probe.snapshot import Gradients, Snapshot
 from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
 
@@ -30,6 +31,7 @@ Readings = dict[str, "Tensor | Maybe"]
 RECOUNT = 20
 """Due steps after which the model is walked through anew."""
 _LINEARITY = "linearity error"
+_DOUBT = "doubt of a sketch/"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
 
 
@@ -39,8 +41,9 @@ class Patient:
 
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
-    auditor: looks at optimizers, memory, modes and dtypes, as rarely. gradients, updates: memory for copies that is
-    used again at every due step.
+    auditor: looks at optimizers, memory, modes and dtypes, as rarely. mode: how gradients are measured, "exact",
+    "sketch" or "off". exact: ids of parameters that are not sketched even so. gradients, updates: memory for copies
+    that is used again at every due step.
     """
 
     model: nn.Module
@@ -51,6 +54,8 @@ class Patient:
     teacher: ShadowWatch | None
     kinds: Mapping[str, str]
     auditor: Auditor
+    mode: str = "exact"
+    exact: frozenset[int] = frozenset()
     linearity: Linearity = field(default_factory=Linearity)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
@@ -128,7 +133,11 @@ class Examination:
                 self.losses, self.backwards = {}, 0
             self._note(losses)
             if self._ledger is None:
-                self._ledger = Ledger(self.patient.look(), self.patient.linearity, self.patient.gradients)
+                where = self.patient.look()
+                sketch = None
+                if self.patient.mode == "sketch":
+                    sketch = Sketch(where, seed=self.out.step, exact=self.patient.exact)
+                self._ledger = Ledger(where, self.patient.linearity, self.patient.gradients, sketch)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -181,6 +190,10 @@ class Examination:
                 source = self._ledger.source(self.capture.z1)
                 if error is not None:
                     self.readings[_LINEARITY] = error
+                self.readings.update({f"{_DOUBT}{i}": doubt for i, doubt in self._ledger.doubts().items()})
+                if self.patient.mode == "sketch":
+                    self.out.tell("sketch", "size", SIZE)
+                    self.out.tell("sketch", "modules", sorted(gradients.sketched - {""}))
         flow, posterior, distill = self.capture.flow(), self.capture.posterior(), self.capture.distill()
         if self._ledger is None:
             self.patient.look()
@@ -233,7 +246,9 @@ class Examination:
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()
-                self._watch = UpdateWatch(where, self.patient.heads, self.patient.updates)
+                # A sketch is there to save memory, so that its copy of the parameters does not outlive the step.
+                packers = {} if self.patient.mode == "sketch" else self.patient.updates
+                self._watch = UpdateWatch(where, self.patient.heads, packers)
             self._watch.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -254,10 +269,17 @@ class Examination:
     def learned(self, measured: dict[str, float]) -> dict[str, float]:
         """The same numbers on the host, after the next due step has been planned with them."""
         error = measured.pop(_LINEARITY, None)
+        doubts = {int(key.split("/")[1]): measured.pop(key) for key in list(measured) if key.startswith(_DOUBT)}
         if self._ledger is None:
             return measured
         if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):
             # GradScaler will skip this step and lower its scale: an overflow here is how it works.
+            measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
+        if doubted := [i for i, doubt in doubts.items() if DOUBTFUL < doubt < math.inf]:
+            parameters = self._ledger.where.parameters
+            self.patient.exact |= {id(parameters[i]) for i in doubted}
+            shapes = [list(parameters[i].shape) for i in doubted]
+            self.out.event("not_sketched", shapes=shapes, error=max(doubts[i] for i in doubted))
             measured = {key: value for key, value in measured.items() if not key.startswith(_GRADIENT_KEYS)}
         norms = {name: measured.get(f"grad/{name}", math.nan) for name in self._ledger.losses}
         self.patient.linearity.learn(self._ledger, {n: v for n, v in norms.items() if math.isfinite(v)}, error)

@@ -9,16 +9,20 @@ due step, and now and then later, every loss gets a pass and |g - sum_i w_i g_i|
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lossdoctor import linalg
+from lossdoctor.probe.lengths import KnownLengths
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.parameters import ParameterMap
+from lossdoctor.probe.sketch import Sketch
 from lossdoctor.probe.snapshot import Gradients
+
+Differentiate = Callable[[Tensor, Sequence[Tensor]], "list[Tensor | None]"]
 
 TOLERATED = 1e-3
 """Largest predicted relative error of a derived gradient."""
@@ -78,12 +82,14 @@ class Linearity:
 class Ledger:
     """Per-loss gradients collected over the micro-batches of one optimizer step.
 
-    Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total.
+    Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total; with a
+    sketch, that of the sketches for the weights it takes on. Everything below is linear, so it works on either.
     """
 
     where: ParameterMap
     linearity: Linearity
     packer: linalg.Packer = field(default_factory=linalg.Packer)
+    sketch: Sketch | None = None
     losses: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
@@ -99,6 +105,7 @@ class Ledger:
     _backwards: int = 0
     _alike: bool = True
     _seen: list[tuple[Tensor | None, int]] = field(default_factory=list)
+    known: KnownLengths = field(default_factory=KnownLengths)
 
     def observe(
         self,
@@ -118,8 +125,12 @@ class Ledger:
         is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass.
         """
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
+        differentiate: Differentiate = _exactly
+        if self.sketch is not None:
+            with same_buffers(modules):
+                differentiate = self.sketch.passes(live.values(), modules).gradients
         if self._base is None:
-            self._base = linalg.Packer()([p.grad for p in self.where.parameters])
+            self._base = linalg.Packer()(self._grads(range(len(self.where.parameters))))
         elif losses.keys() == self.losses.keys():
             self._note_losses()
         else:
@@ -139,14 +150,19 @@ class Ledger:
         with same_buffers(modules):
             for name, loss in live.items():
                 if name != self.derived:
-                    self._measure(name, loss, z1 if name == z1_loss else None)
+                    self._measure(name, loss, z1 if name == z1_loss else None, differentiate)
 
-    def _measure(self, name: str, loss: Tensor, z1: Tensor | None) -> None:
+    def _grads(self, indices: Sequence[int]) -> list[Tensor | None]:
+        """What is in `.grad` of these parameters now, as gradients are held."""
+        grads = [self.where.parameters[i].grad for i in indices]
+        return grads if self.sketch is None else [self.sketch.held(i, g) for i, g in zip(indices, grads, strict=True)]
+
+    def _measure(self, name: str, loss: Tensor, z1: Tensor | None, differentiate: Differentiate) -> None:
         parameters: list[Tensor] = list(self.where.parameters)
         inputs = parameters if z1 is None else [*parameters, z1]
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        found = list(torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True))
+        found = differentiate(scaled, inputs)
         self.seconds[name] = time.perf_counter() - started
         if z1 is not None:
             self.source_gradient = found.pop()
@@ -154,13 +170,19 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        self.total = self.packer([p.grad for p in self.where.parameters])
+        self.total = self.packer(self._grads(range(len(self.where.parameters))))
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)
         self._backwards += 1
         grads = [p.grad for p in self.where.parameters]
         self._seen = [(grad, 0 if grad is None else grad._version) for grad in grads]
+        if self.sketch is not None:
+            self.known.take(list(self.sketch.signs or ()), grads)
+
+    def lengths(self, indices: Sequence[int]) -> Tensor:
+        """Norms of these parameters' gradients after the last backward, (n,), in any order; never from a sketch."""
+        return self.known.of(indices, self.total)
 
     def disturbed(self) -> list[int]:
         """Parameters whose gradient was taken away or written to since the last backward, as its owner tells.
@@ -177,7 +199,7 @@ class Ledger:
     def _note_losses(self) -> None:
         """Keep what earlier backwards of the step brought and what is no longer there: `zero_grad` in between."""
         changed = self.disturbed()
-        rest = linalg.Packer()([self.where.parameters[i].grad for i in changed])
+        rest = linalg.Packer()(self._grads(changed))
         for i, now in zip(changed, rest, strict=True):
             before = self.total[i]
             if before is not None:
@@ -210,6 +232,7 @@ class Ledger:
                 for name, row in zip(names, pieces[:k], strict=True)
             )
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
+            part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
             parts.append((labels, part, touched))
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
@@ -231,9 +254,22 @@ class Ledger:
             measured=tuple(name in self.rows or name == self.derived for name in names),
             reached=reached,
             derived=self.derived,
+            sketched=self._sketched_modules(),
             accumulated=None if accumulated is None else accumulated.to(unit.device) * unit[k, k],
         )
         return gradients, _relative_residual(whole, weights) if self.calibrating else None
+
+    def doubts(self) -> dict[int, Tensor]:
+        """How far the sketches of each weight are from adding up, 0-d; {} unless every loss had a pass.
+
+        What was taken out of `.grad` between micro-batches is no reason for doubt.
+        """
+        complete = self.calibrating and not self.lost and (self._alike or self._backwards < 2)
+        return self.known.doubts(self.rows, self.losses, self.total) if complete else {}
+
+    def _sketched_modules(self) -> frozenset[str]:
+        sketched = (self.sketch and self.sketch.signs) or {}
+        return frozenset(label for i in sketched for label in ("", *self.where.labels[i]))
 
     def _combination(self) -> list[float]:
         """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
@@ -283,6 +319,8 @@ class Ledger:
         """-<theta_after - theta_before, g_i> for every loss, (K,); `decrease` is theta_before - theta_after."""
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
         rows = [self.rows.get(name, silent) for name in gradients.names]
+        if self.sketch is not None:
+            decrease = [self.sketch.held(i, piece) for i, piece in enumerate(decrease)]
         found = linalg.products([*rows, self.total], decrease)
         each, total = found[:-1], found[-1]
         if self.derived is not None:
@@ -290,6 +328,10 @@ class Ledger:
             weights = gradients.weights.to(found.device)
             each[k] = (total - (weights * each).sum()) / weights[k]
         return each if self.scale is None else each / self.scale.to(each)
+
+
+def _exactly(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True))
 
 
 def _added(before: list[Tensor | None] | None, found: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -63,6 +63,8 @@ class Gradients:
     is False in `measured`, and its rows mean nothing. reached[module]: (K,) whether any parameter of the module was
     part of the loss's graph at all. derived: the loss whose gradient follows from the total, if any. accumulated: 0-d
     squared norm of the sum of what several backwards of the step brought, to be held against the total; None with one.
+    sketched: the modules, `""` included, whose entries are estimates, as some of their weights are sketched; entries of
+    all others are exact.
     """
 
     names: tuple[str, ...]
@@ -72,6 +74,7 @@ class Gradients:
     reached: Mapping[str, tuple[bool, ...]]
     derived: str | None = None
     accumulated: Tensor | None = None
+    sketched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

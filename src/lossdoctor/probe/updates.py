@@ -102,7 +102,7 @@ class UpdateWatch:
         both = [i for i in self._grad_norm if ledger.total[i] is not None]
         if not both:
             return None, None
-        pre = torch.linalg.vector_norm(linalg.norms([g for i in both if (g := ledger.total[i]) is not None]))
+        pre = torch.linalg.vector_norm(ledger.lengths(both))
         post = torch.linalg.vector_norm(torch.stack([self._grad_norm[i] for i in both]))
         return (pre if ledger.scale is None else pre / ledger.scale.to(pre)), post
 

@@ -157,6 +157,7 @@ def _facts(run: Run) -> dict[str, str]:
     given = {
         "model": meta.get("model"),
         "parameters": f"{meta['parameters']:,}" if isinstance(meta.get("parameters"), int) else None,
+        "gradients": meta.get("gradients"),
         "seed": meta.get("seed"),
         "torch": versions.get("torch") if isinstance(versions, dict) else None,
         "git": meta.get("git"),
