@@ -27,7 +27,19 @@ import numpy.typing as npt
 
 from lossdoctor.keys import KEYS, Key
 from lossdoctor.record import Series
-from lossdoctor.store.layout import APPLICATION_ID, CHUNK, FIRST_METRIC, FULL, SCHEMA, TIME, VERSION, encode, pack
+from lossdoctor.store.glance import glance
+from lossdoctor.store.layout import (
+    APPLICATION_ID,
+    CHUNK,
+    FIRST_METRIC,
+    FULL,
+    GLANCES,
+    SCHEMA,
+    TIME,
+    VERSION,
+    encode,
+    pack,
+)
 
 LOSSES = {"flow": "velocity", "dino": "distill", "kl": "kl"}
 HEADS = ("flow_head", "z_head")
@@ -109,7 +121,7 @@ def write(folder: Path, metrics: list[str], steps: int) -> None:
     db.execute("PRAGMA journal_mode = OFF")
     db.execute("PRAGMA synchronous = OFF")
     db.execute("BEGIN")
-    for statement in SCHEMA:
+    for statement in (*SCHEMA, GLANCES):
         db.execute(statement)
     db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -121,10 +133,14 @@ def write(folder: Path, metrics: list[str], steps: int) -> None:
             FULL: np.ones(len(here)),
         }
         columns |= {column: noise[(here + s) % len(noise)] for column, s in enumerate(shifts, FIRST_METRIC)}
-        db.executemany(
-            "INSERT INTO chunk (series, first, last, steps, numbers, low, high) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(column, *pack(Series(here, values))) for column, values in columns.items()],
-        )
+        for column, values in columns.items():
+            piece = Series(here, values)
+            chunk = db.execute(
+                "INSERT INTO chunk (series, first, last, steps, numbers, low, high) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (column, *pack(piece)),
+            ).lastrowid
+            if (told := glance(piece)) is not None:
+                db.execute("INSERT INTO glance VALUES (?, ?, ?, ?, ?, ?, ?)", (column, chunk, *told))
     db.execute("COMMIT")
     db.close()
 

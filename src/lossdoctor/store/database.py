@@ -12,11 +12,13 @@ from pathlib import Path
 
 from lossdoctor.errors import RunError, mismatch
 from lossdoctor.record import Record, Series
+from lossdoctor.store.glance import glance
 from lossdoctor.store.layout import (
     APPLICATION_ID,
     CHUNK,
     FIRST_METRIC,
     FULL,
+    GLANCES,
     SCHEMA,
     TIME,
     VERSION,
@@ -130,6 +132,7 @@ class Database:
         }
         self._tail = self._db.execute("SELECT step, columns, numbers FROM tail ORDER BY id").fetchall()
         with self._transaction():
+            self._db.execute(GLANCES)
             self._pack_tail()
 
     @contextmanager
@@ -179,6 +182,12 @@ class Database:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row, column, *pack(piece)),
             )
+            if (told := glance(piece)) is not None:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO glance (series, chunk, first, last, low, high, points)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (column, cursor.lastrowid, *told),
+                )
             if len(piece) < CHUNK:
                 # Copies: a view would keep the whole turned tail alive.
                 self._open[column] = (int(cursor.lastrowid or 0), Series(piece.steps.copy(), piece.values.copy()))

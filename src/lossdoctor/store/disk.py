@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import sqlite3
 import threading
@@ -19,7 +18,7 @@ from lossdoctor.errors import RunError, mismatch
 from lossdoctor.record import Series
 from lossdoctor.store.database import check_version, not_ours
 from lossdoctor.store.folder import Folder
-from lossdoctor.store.grid import Grid, kept
+from lossdoctor.store.glance import thin_glances, worth_it
 from lossdoctor.store.layout import CHUNK, FULL, NOTHING, TIME, apart, decode, encode, join, resolve, turn, unpack
 from lossdoctor.store.thinned import PIECE, Thinned, thin
 
@@ -37,7 +36,6 @@ class DiskSource:
         self._lock = threading.Lock()
         self._tail: dict[int, Series] = {}
         self._tail_state: int | None = None
-        self._grid: Grid | None = None
         with self._damage_told():
             # A path as URI cannot smuggle in options; mode=ro never creates, changes or repairs a file.
             self._db = sqlite3.connect(
@@ -79,7 +77,7 @@ class DiskSource:
             found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
             if found is None:
                 return None
-            return self._thinned_on_grid(found[0], points) or thin(self._resolved(found[0]), points)
+            return self._glanced_at(found[0], points) or thin(self._resolved(found[0]), points)
 
     def times(self) -> Series:
         """The wall clock of every record."""
@@ -118,54 +116,27 @@ class DiskSource:
         # A copy of the tail: it is kept for the next reading, and what a reader gets is the reader's.
         return join((unpack(chunks.fetchall()), Series(tail.steps.copy(), tail.values.copy())))
 
-    def _thinned_on_grid(self, column: int, points: int) -> Thinned | None:
-        """The same as `thin`, for steps that are a grid and numbers that are all finite; None for others.
+    def _glanced_at(self, column: int, points: int) -> Thinned | None:
+        """The same without reading the chunks, where that can be: all of them have a glance, but the last."""
+        (chunks,) = self._db.execute("SELECT count(*) FROM chunk WHERE series = ?", (column,)).fetchone()
+        if not worth_it(chunks - 1, points) or not self._has_glances():
+            return None
+        glances = self._db.execute(
+            "SELECT first, last, low, high, points, chunk FROM glance WHERE series = ? ORDER BY chunk LIMIT ?",
+            (column, chunks - 1),
+        ).fetchall()
+        chunk = "SELECT first, last, steps, numbers FROM chunk WHERE series = ?"
+        begin = self._db.execute(f"{chunk} ORDER BY id LIMIT 1", (column,)).fetchall()
+        last = self._db.execute(f"{chunk} AND id > ? ORDER BY id LIMIT 2", (column, glances[-1][5] if glances else 0))
+        rest = last.fetchall()
+        if len(glances) != chunks - 1 or len(rest) != 1:
+            return None
+        after = resolve(join((unpack(rest), self._turned_tail().get(column, NOTHING))))
+        return thin_glances([row[:5] for row in glances], unpack(begin), after, points)
 
-        No step is looked at; a sum that is finite has only finite numbers in it, and chunks know their extremes. The
-        grid is taken to be that of the metric before, and looked up where it is not.
-        """
-        tail = self._turned_tail().get(column, NOTHING)
-        if self._grid is not None and (found := self._thinned_on(self._grid, column, tail, points)) is not None:
-            return found
-        chunks = self._db.execute(
-            "SELECT first, last, steps IS NULL, length(numbers) FROM chunk WHERE series = ? ORDER BY id", (column,)
-        )
-        grid = Grid.of(chunks.fetchall(), tail.steps)
-        if grid is None or grid == self._grid:
-            return None
-        self._grid = grid
-        return self._thinned_on(grid, column, tail, points)
-
-    def _thinned_on(self, grid: Grid, column: int, tail: Series, points: int) -> Thinned | None:
-        """None when this is not the grid of the series, or a number is not finite."""
-        if grid.tail != tail.steps.tobytes():
-            return None
-        keep = kept(grid, points)
-        places = keep.values.astype(np.int64)
-        values, extremes, begin, chunks = np.empty(len(places)), [tail.values], 0, grid.rows
-        rows = self._db.execute(
-            "SELECT first, last, numbers, low, high FROM chunk WHERE series = ? AND steps IS NULL ORDER BY id",
-            (column,),
-        )
-        for lot in itertools.chain(iter(lambda: rows.fetchmany(PIECE // CHUNK), []), [None]):
-            if lot is None:
-                here = tail.values
-            else:
-                expected = list(itertools.islice(chunks, len(lot)))
-                if [(row[0], row[1], len(row[2])) for row in lot] != expected:
-                    return None
-                here = np.frombuffer(b"".join([row[2] for row in lot]), "<f8")
-                extremes.append(np.array([bound for row in lot for bound in row[3:] if bound is not None]))
-            with np.errstate(over="ignore", invalid="ignore"):
-                if not math.isfinite(here.sum()):
-                    return None
-            inside = slice(*np.searchsorted(places, (begin, begin + len(here))))
-            values[inside] = here[places[inside] - begin]
-            begin += len(here)
-        if next(chunks, None) is not None:
-            return None
-        bounds = np.concatenate(extremes)
-        return Thinned(Series(keep.steps.copy(), values), begin, float(bounds.min()), float(bounds.max()), 0, None)
+    def _has_glances(self) -> bool:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'glance'").fetchone()
+        return bool(tables)
 
     def _resolved(self, column: int) -> Iterator[Series]:
         """A series sorted by step, each step once, a piece at a time."""

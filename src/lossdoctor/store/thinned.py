@@ -63,15 +63,14 @@ def thin(pieces: Iterable[Series], points: int) -> Thinned:
     return Thinned(sieve.kept(), sieve.count, low, high, broken, first_broken)
 
 
-def places_kept(steps: npt.NDArray[np.int64], points: int) -> Series:
-    """The steps that `thin` would keep of a series, each with its place in it as the value.
+def thin_further(few: Series, first: Series, last: Series, points: int) -> Series:
+    """What thinning to at most `points` keeps of a series of which it kept `few` at first.
 
-    steps: (N,), sorted, each once.
+    few: one of every k points, k a power of two, as `one_of_each` keeps them. first, last: the ends of the series.
     """
     sieve = _Sieve(points)
-    for piece in _no_longer_than(PIECE, [Series(steps, np.arange(len(steps), dtype=np.float64))]):
-        sieve.add(piece)
-    return sieve.kept()
+    sieve.add(few)
+    return sieve.kept(first, last)
 
 
 class _Sieve:
@@ -91,33 +90,34 @@ class _Sieve:
         missing = -self.count % self._stride
         if missing:
             open_group = join((_part(self._kept, -1, None), _part(piece, 0, missing)))
-            self._kept = join((_part(self._kept, 0, -1), _one_of_each(len(open_group), open_group)))
-        self._kept = join((self._kept, _one_of_each(self._stride, _part(piece, missing, None))))
+            self._kept = join((_part(self._kept, 0, -1), one_of_each(len(open_group), open_group)))
+        self._kept = join((self._kept, one_of_each(self._stride, _part(piece, missing, None))))
         self._last = _part(piece, -1, None)
         self.count += len(piece)
         while len(self._kept) > self._points:
             self._double()
 
-    def kept(self) -> Series:
-        """At most `points` points, the first and the last among them."""
-        while len(found := self._with_ends()) > self._points:
+    def kept(self, first: Series | None = None, last: Series | None = None) -> Series:
+        """At most `points` points, the first and the last among them, or those given."""
+        first, last = self._first if first is None else first, self._last if last is None else last
+        while len(found := self._with_ends(first, last)) > self._points:
             self._double()
         return Series(found.steps.copy(), found.values.copy())
 
     def _double(self) -> None:
-        self._kept = _one_of_each(2, self._kept)
+        self._kept = one_of_each(2, self._kept)
         self._stride *= 2
 
-    def _with_ends(self) -> Series:
+    def _with_ends(self, first: Series, last: Series) -> Series:
         kept = self._kept
         if not len(kept):
             return kept
-        before = self._first if self._first.steps[0] != kept.steps[0] else NOTHING
-        after = self._last if self._last.steps[0] != kept.steps[-1] else NOTHING
+        before = first if first.steps[0] != kept.steps[0] else NOTHING
+        after = last if last.steps[0] != kept.steps[-1] else NOTHING
         return join((before, kept, after))
 
 
-def _one_of_each(stride: int, points: Series) -> Series:
+def one_of_each(stride: int, points: Series) -> Series:
     """The roundest step of every `stride` consecutive points, the last group may be shorter; the first of equals."""
     if stride == 1 or not len(points):
         return points
