@@ -25,7 +25,8 @@ def _small(device: torch.device) -> int:
     return 2**16 if device.type == "cpu" else 2**18
 
 
-def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
+def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of any layout as a detached vector of `dtype`; itself where it is one. A complex one in two reals."""
     # Each call costs a microsecond per parameter and row, so only what is needed is called.
     if piece.is_sparse:
         piece = piece.coalesce().to_dense()
@@ -57,7 +58,7 @@ class Packer:
         copies: list[Tensor | None] = [None] * len(pieces)
         with torch.no_grad():
             for kind, indices in kinds.items():
-                flat = [_flat(piece, kind[0]) for i in indices if (piece := pieces[i]) is not None]
+                flat = [flattened(piece, kind[0]) for i in indices if (piece := pieces[i]) is not None]
                 sizes = [vector.numel() for vector in flat]
                 for index, view in zip(indices, torch.split(self._joined(kind, flat, sum(sizes)), sizes), strict=True):
                     copies[index] = view
@@ -101,7 +102,7 @@ def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
         wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in present)
         dtype = torch.float64 if wide else torch.float32
         limit, small = _chunk_size(present[0].device), _small(present[0].device)
-        flat = [None if piece is None else _flat(piece, dtype) for piece in column]
+        flat = [None if piece is None else flattened(piece, dtype) for piece in column]
         size = next(part.numel() for part in flat if part is not None)
         if size > small:
             for start in range(0, size, limit):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lossdoctor import linalg, metrics
@@ -23,6 +24,7 @@ from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
 from lossdoctor.probe.snapshot import Gradients, Snapshot
 from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
+from lossdoctor.probe.wrapped import must_wait, wrappers_of
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -40,7 +42,7 @@ class Patient:
     tops: every module that takes part. Walking through a model costs milliseconds, so what was found is kept until a
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
     auditor: looks at optimizers, memory, modes and dtypes, as rarely. gradients, updates: memory for copies that is
-    used again at every due step.
+    used again at every due step. several: whether other ranks train the same model; wrappers: what they train it with.
     """
 
     model: nn.Module
@@ -55,6 +57,8 @@ class Patient:
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
     updates: dict[int, linalg.Packer] = field(default_factory=dict)
+    several: bool = False
+    wrappers: tuple[DistributedDataParallel, ...] = ()
     _map: ParameterMap | None = None
     _sign: tuple[Any, ...] = ()
     _everything: tuple[nn.Parameter, ...] = ()
@@ -76,7 +80,9 @@ class Patient:
         if self._map is None or sign != self._sign or self._age >= RECOUNT:
             self._everything = tuple(self.model.parameters())
             self._map = parameter_map(self.model, self.heads, self.optimizers)
-            self.modules = neutrality.every_module(self.tops)
+            if self.several:
+                self.wrappers = wrappers_of(self._map.parameters)
+            self.modules = neutrality.every_module([*self.tops, *self.wrappers])
             self._sign, self._age = self._signature(), 0
         return self._map
 
@@ -95,7 +101,8 @@ class Patient:
 class Examination:
     """One due step. Every part is guarded on its own: one that fails is switched off and the others go on.
 
-    losses: what each `backward` of the step was given, by name. backwards: how often it was called.
+    losses: what each `backward` of the step was given, by name. backwards: how often it was called. passed_over: why
+    the gradients of this one step are not measured.
     """
 
     patient: Patient
@@ -105,6 +112,7 @@ class Examination:
     readings: Readings = field(default_factory=dict)
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     backwards: int = 0
+    passed_over: str | None = None
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
     _witness: nn.Parameter | None = None
@@ -117,7 +125,12 @@ class Examination:
         scaler: Any,
     ) -> None:
         """The extra passes, while the graph is there."""
-        if "gradients" in self.out.off:
+        if self.patient.several and not self.backwards:
+            with self.out.guard("gradients"):
+                self.patient.look()
+                if must_wait(self.patient.wrappers):
+                    self.pass_over("static_graph before its first backward")
+        if "gradients" in self.out.off or self.passed_over is not None:
             self._note(losses)
             return
         with self.out.guard("gradients"):
@@ -161,6 +174,15 @@ class Examination:
             return True
         gone = self._witness is not None and self._witness.grad is None
         return gone and (foreign or losses.keys() != ledger.losses.keys())
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The gradients of the step, until they are settled; None when they are not measured."""
+        return self._ledger
+
+    def pass_over(self, why: str) -> None:
+        """Leave the gradients of this step out."""
+        self.passed_over, self._ledger = why, None
 
     def after_backward(self) -> None:
         """The total gradient, before clipping can change it."""

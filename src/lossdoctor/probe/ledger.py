@@ -32,6 +32,7 @@ class Linearity:
 
     error: |g - sum w_i g_i| / (|g| + sum |w_i g_i|), as last measured. norms, seconds: of each loss's own pass.
     reach: per loss, whether its graph contains each parameter, so that a derived gradient is exactly zero elsewhere.
+    derives: False where every loss must always be measured.
     """
 
     error: float | None = None
@@ -40,12 +41,13 @@ class Linearity:
     reach: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     parameters: tuple[int, ...] = ()
     age: int = 0
+    derives: bool = True
 
     def left_out(self, weights: Mapping[str, float], where: ParameterMap) -> str | None:
         """The most expensive loss whose gradient can be derived accurately; None when all are to be measured."""
         known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
         same = self.parameters == tuple(map(id, where.parameters))
-        if len(weights) < 2 or not known or not same or self.age >= CALIBRATE_EVERY:
+        if len(weights) < 2 or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
             return None
         accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
         return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
