@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what the wrappers import late is imported once, before the ranks are forked
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lossdoctor as ld
 import lossdoctor.probe.ranks
+from lossdoctor.probe.sharded import local
 
-SECONDS = 120
+SECONDS = 240
 """After which everything is killed: a deadlock is a failure, not a hanging suite."""
 STEPS = 5
 BATCH = 12
@@ -75,7 +79,7 @@ def losses(model: nn.Module, x: Tensor, t: Tensor, which: str) -> dict[str, Tens
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
     tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters())]
     moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-    return [None if t is None else t.detach().clone() for t in [*tensors, *moments, torch.get_rng_state()]]
+    return [None if t is None else local(t.detach()).clone() for t in [*tensors, *moments, torch.get_rng_state()]]
 
 
 def train(
@@ -94,11 +98,21 @@ def train(
     on: tuple[int, ...] | None = None,
     fails: int | None = None,
     leaves: int | None = None,
+    shard: str | None = None,
+    rollout: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     core = Net(norm)
-    model: nn.Module = DistributedDataParallel(core, **options) if size > 1 and wrap else core
+    model: nn.Module = core
+    if size > 1 and shard is not None:
+        shape = (
+            {"mesh": init_device_mesh("cpu", (1, size), mesh_dim_names=("copy", "part"))} if shard == "hybrid" else {}
+        )
+        for part in (core.body, core.a_head, core.flow_head, core):
+            fully_shard(part, reshard_after_forward=shard == "again", **shape)
+    elif size > 1 and wrap:
+        model = DistributedDataParallel(core, **options)
     optimizer = torch.optim.AdamW(core.parameters(), lr=1e-2)
     doctor = None
     if run is not None and (on is None or rank in on):
@@ -115,6 +129,8 @@ def train(
             first = (m * size + rank) * share
             found = losses(model, *batch(step, slice(first, first + share)), which[step % len(which)])
             wait = no_sync and m + 1 < micro and isinstance(model, DistributedDataParallel)
+            if shard is not None and size > 1 and not no_sync:
+                core.set_requires_gradient_sync(m + 1 == micro)  # type: ignore[operator]
             with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
                 weights = {n: w / micro for n, w in WEIGHTS.items()}
                 if doctor is not None:
@@ -132,7 +148,7 @@ def train(
         rets.append({} if doctor is None else dict(doctor.ret))
         optimizer.zero_grad()
     if doctor is not None:
-        doctor.close()
+        doctor.close(rollout=rollout)
     return {"states": states, "rets": rets}
 
 
@@ -143,7 +159,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "static": {"static_graph": True},
     "static_inner": {"static_graph": True, "inner": True},
     "unused": UNUSED,
-    "norm": {"norm": True},
+    "norm": {"norm": True, "rollout": True},
     "no_sync": {"micro": 3},
     "views": {"micro": 3, "gradient_as_bucket_view": True},
     "synced": {"micro": 3, "no_sync": False},
@@ -154,6 +170,11 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "only_rank_0": {"on": (0,)},
     "fails": {"fails": 1},
     "leaves": {"leaves": 1},
+    "sharded": {"shard": "once"},
+    "resharded": {"shard": "again"},
+    "sharded_micro": {"shard": "again", "micro": 3},
+    "sharded_unsynced": {"shard": "once", "micro": 3, "no_sync": False},
+    "hybrid": {"shard": "hybrid"},
 }
 
 
@@ -165,7 +186,7 @@ def settings(name: str, rank: int) -> dict[str, Any]:
 
 
 def main(rank: int, size: int, folder: Path, names: list[str]) -> None:
-    lossdoctor.probe.ranks.PATIENCE = 5.0
+    lossdoctor.probe.ranks.PATIENCE = 12.0
     # A hanging program must end the test, not outlive it.
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=40))

@@ -28,7 +28,7 @@ spec.loader.exec_module(program)
 def launch(folder: Path, size: int, names: list[str]) -> None:
     """All programs, one after the other, in `size` processes; a deadlock ends as a failure."""
     command = [sys.executable, str(PROGRAM), str(size), str(folder), *names]
-    sound = subprocess.run(command, timeout=2 * program.SECONDS).returncode == 0
+    sound = subprocess.run(command, timeout=program.SECONDS + 30).returncode == 0
     assert sound, "\n".join(path.read_text() for path in sorted(folder.glob("told.*")))
 
 
@@ -58,7 +58,7 @@ def launched(size: int, names: list[str]) -> Callable[[pytest.TempPathFactory], 
     return outcome
 
 
-TROUBLE = ["schedules", "only_rank_0", "fails", "leaves"]
+TROUBLE = ["schedules", "only_rank_0", "fails", "leaves", "hybrid"]
 SOUND = [name for name in program.PROGRAMS if name not in TROUBLE]
 two = launched(2, SOUND)
 trouble = launched(2, TROUBLE)
@@ -78,11 +78,13 @@ def assert_neutral(outcome: Outcome, name: str) -> None:
                 assert (a is None and b is None) or torch.equal(a, b), f"{name}, rank {rank}, step {step}"
 
 
-def assert_global(outcome: Outcome, name: str, folder: Path, first: int = 0) -> None:
+def assert_global(outcome: Outcome, name: str, folder: Path, first: int = 0, of: tuple[str, ...] = GLOBAL) -> None:
     wanted, each = alone(name, folder), [outcome.of(name, r)["on"]["rets"] for r in range(outcome.size)]
     for step in range(first, program.STEPS):
-        keys = {key for key in wanted[step] if key.startswith(GLOBAL)}
-        assert keys >= {"grad/flow", "grad/total", "descent/flow", "loss/flow", "grad_share/flow"}
+        keys = {key for key in wanted[step] if key.startswith(of)}
+        if of != GLOBAL:
+            keys.discard("grad/clip_ratio")  # of the optimizer's step
+        assert keys >= {"grad/flow", "grad/total", "loss/flow", "grad_share/flow"}
         for rank, rets in enumerate(each):
             assert keys <= rets[step].keys()
             for key in sorted(keys):
@@ -114,6 +116,26 @@ def test_four_ranks(four, name, tmp_path) -> None:
     assert_global(four, name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sharded", "resharded", "sharded_micro"])
+def test_sharded_parameters(two, name, tmp_path) -> None:
+    assert_global(two, name, tmp_path, of=("grad", "loss/", "weight/"))
+    assert two.run(name).meta["ranks"]["steps"] == "off"
+    assert not any(key.startswith(("descent/", "step/", "flow/cond_ratio")) for key in two.of(name)["on"]["rets"][-1])
+
+
+def test_sharded_parameters_that_are_not_reduced_are_passed_over(two) -> None:
+    assert "grad/total" not in two.of("sharded_unsynced")["on"]["rets"][-1]
+    assert "set_requires_gradient_sync" in two.events("sharded_unsynced", "passed_over")[0]["reason"]
+
+
+def test_another_layout_of_shards_is_refused_in_one_sentence(trouble) -> None:
+    (warning,) = trouble.of("hybrid")["warnings"]
+    assert "not in shards over all ranks of the job" in warning
+    last = trouble.of("hybrid")["on"]["rets"][-1]
+    assert "grad/total" not in last
+    assert "loss/flow" in last
+
+
 def test_losses_of_steps_that_are_not_due_are_averaged_too(two, tmp_path) -> None:
     alone("seldom", tmp_path)
     wanted, found = ld.Run.open(tmp_path / "alone"), two.run("seldom")
@@ -128,9 +150,8 @@ def test_every_rank_has_a_file_of_its_own_and_the_folder_says_what_is_in_it(two)
     assert first.ranks == (0, 1)
     assert first["grad/flow"].values.tolist() == second["grad/flow"].values.tolist()
     assert first["flow/cos"].values.tolist() != second["flow/cos"].values.tolist()
-    assert first.meta["ranks"]["size"] == 2
-    assert "gradients" in first.meta["ranks"]["global"]
-    assert "velocity" in first.meta["ranks"]["own"]
+    whose = first.meta["ranks"]
+    assert (whose["size"], whose["gradients"], whose["velocity"]) == (2, "global", "own")
 
 
 def test_ranks_are_compared(two) -> None:

@@ -22,7 +22,7 @@ from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.doctor.examination import Examination, Patient, randomness
 from lossdoctor.doctor.live import LiveDiagnosis, told
-from lossdoctor.doctor.meeting import Meeting, whose
+from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.errors import UsageError, mismatch
@@ -34,6 +34,7 @@ from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import ranks_of
 from lossdoctor.probe.schedule import Schedule, Together, schedule
+from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
 from lossdoctor.probe.updates import shadow_watch
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
@@ -114,7 +115,12 @@ class Doctor:
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
-        facts = {**self._facts(), **({} if ranks is None else {"ranks": whose(ranks.size)}), **(meta or {})}
+        sharded = any_sharded(self._patient.tops)
+        facts = {
+            **self._facts(),
+            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
+            **(meta or {}),
+        }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
         self._meeting: Meeting | None = None
         if ranks is not None:
@@ -122,6 +128,11 @@ class Doctor:
             self._meeting = Meeting(ranks, together, self._patient, self._out)
         if gradients == "off":
             self._out.off.add("gradients")
+        if sharded:
+            self._patient.summed = list if ranks is None else ranks.summed
+            self._out.off.update(SHARDED_OFF)
+            if (why := unsupported(self._patient.look().parameters)) is not None:
+                self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
@@ -308,7 +319,7 @@ class Doctor:
             return
         if self._meeting is not None:
             self._meeting.close(self._pending, together=together)
-        if rollout and not self._rolled_out:
+        if rollout and not self._rolled_out and "endpoint" not in self._out.off:
             with self._out.guard("endpoint"):
                 self._roll_out_last_batch()
         with self._out.guard("record"):

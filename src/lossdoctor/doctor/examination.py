@@ -22,6 +22,7 @@ from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.snapshot import Gradients, Snapshot
 from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
 from lossdoctor.probe.wrapped import must_wait, wrappers_of
@@ -43,6 +44,7 @@ class Patient:
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
     auditor: looks at optimizers, memory, modes and dtypes, as rarely. gradients, updates: memory for copies that is
     used again at every due step. several: whether other ranks train the same model; wrappers: what they train it with.
+    summed: when the parameters are sharded, adds inner products up over the ranks.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Patient:
     updates: dict[int, linalg.Packer] = field(default_factory=dict)
     several: bool = False
     wrappers: tuple[DistributedDataParallel, ...] = ()
+    summed: Callable[[list[Tensor]], list[Tensor]] | None = None
     _map: ParameterMap | None = None
     _sign: tuple[Any, ...] = ()
     _everything: tuple[nn.Parameter, ...] = ()
@@ -75,6 +78,8 @@ class Patient:
 
     def look(self) -> ParameterMap:
         """The trainable parameters, and `modules`, as they are now."""
+        if self.summed is not None and self._map is not None:
+            return self._map  # between forward and backward the modules hold other parameters than the optimizers
         self._age += 1
         sign = self._signature()
         if self._map is None or sign != self._sign or self._age >= RECOUNT:
@@ -130,6 +135,8 @@ class Examination:
                 self.patient.look()
                 if must_wait(self.patient.wrappers):
                     self.pass_over("static_graph before its first backward")
+        if self.patient.summed is not None and self.passed_over is None and not reduces(self.patient.modules):
+            self.pass_over("set_requires_gradient_sync(False): this backward does not bring gradients to .grad")
         if "gradients" in self.out.off or self.passed_over is not None:
             self._note(losses)
             return
@@ -140,8 +147,9 @@ class Examination:
                 self.capture, self._ledger = self.capture.latest(), None
                 self.losses, self.backwards = {}, 0
             self._note(losses)
+            patient = self.patient
             if self._ledger is None:
-                self._ledger = Ledger(self.patient.look(), self.patient.linearity, self.patient.gradients)
+                self._ledger = Ledger(patient.look(), patient.linearity, patient.gradients, patient.summed)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -252,6 +260,8 @@ class Examination:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Remember what the optimizer is about to change."""
+        if "steps" in self.out.off:
+            return
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()

@@ -41,9 +41,20 @@ _SAMPLES = 256
 """Elements of a tensor by which two ranks' are told apart."""
 
 
-def whose(size: int) -> dict[str, Any]:
+SHARDED_OFF = ("steps", "probes", "endpoint")
+"""Not measured on sharded parameters yet: what an optimizer does to shards, and forwards beyond the training's own,
+which leave whole parameters behind that the next step would take for its own."""
+
+
+def whose(size: int, *, sharded: bool) -> dict[str, Any]:
     """What meta.json says of several ranks: which values are of the global batch, and which of a rank's own."""
-    return {"size": size, "global": ["losses", "gradients", "steps"], "own": ["velocity", "posterior", "distillation"]}
+    found = {
+        "losses": "global",
+        "gradients": "global",
+        "steps": "global",
+        **dict.fromkeys(("velocity", "posterior", "distillation", "probes", "endpoint"), "own"),
+    }
+    return {"size": size, "sharded": sharded, **found, **(dict.fromkeys(SHARDED_OFF, "off") if sharded else {})}
 
 
 class Meeting:
@@ -102,7 +113,7 @@ class Meeting:
             "measured": examination is not None,
             "passed_over": None if examination is None else examination.passed_over,
             "gradients": None if ledger is None else layout(ledger),
-            "weights": fingerprint(self._patient.look().parameters),
+            "weights": 0 if self._patient.summed else fingerprint(self._patient.look().parameters),
             "inputs": {} if examination is None or self._held % REPEAT else _inputs(examination.capture),
         }
         losses = _losses(pending)

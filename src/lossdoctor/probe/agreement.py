@@ -55,6 +55,8 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     layouts: of all ranks, in order. A loss that some ranks do not have counts as zero there. Every rank must call this;
     whether vectors are exchanged follows from the layouts alone.
     """
+    if ledger.summed is not None:
+        return _of_shards(ledger, layouts)
     first, linearity = layouts[0], ledger.linearity
     losses = _union(layouts)
     if any(one["losses"].keys() != losses.keys() for one in layouts):
@@ -95,6 +97,16 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
 def reduced(layouts: Sequence[Layout]) -> bool:
     """Whether the ranks had the same total gradient, to the bit: something has averaged it already."""
     return all(one["total"] == layouts[0]["total"] for one in layouts)
+
+
+def _of_shards(ledger: Ledger, layouts: Sequence[Layout]) -> Apart | None:
+    """The ranks hold parts of the same vectors, averaged already; they only have to hold the same ones."""
+    for what in ("losses", "derived", "rows", "lost"):
+        if any(one[what] != layouts[0][what] for one in layouts):
+            ledger.linearity.age = CALIBRATE_EVERY
+            return Apart(what)
+    ledger.seconds = _mean_seconds(layouts)
+    return None
 
 
 def _union(layouts: Sequence[Layout]) -> dict[str, float]:

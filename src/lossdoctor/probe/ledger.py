@@ -9,7 +9,7 @@ due step, and now and then later, every loss gets a pass and |g - sum_i w_i g_i|
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lossdoctor import linalg
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.parameters import ParameterMap
+from lossdoctor.probe.sharded import by_backward, gradients
 from lossdoctor.probe.snapshot import Gradients
 
 TOLERATED = 1e-3
@@ -81,11 +82,13 @@ class Ledger:
     """Per-loss gradients collected over the micro-batches of one optimizer step.
 
     Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total.
+    summed: given when each rank holds a part of every gradient: adds inner products up over the ranks.
     """
 
     where: ParameterMap
     linearity: Linearity
     packer: linalg.Packer = field(default_factory=linalg.Packer)
+    summed: Callable[[list[Tensor]], list[Tensor]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
@@ -121,7 +124,7 @@ class Ledger:
         """
         live = {name: loss for name, loss in losses.items() if loss.requires_grad}
         if self._base is None:
-            self._base = linalg.Packer()([p.grad for p in self.where.parameters])
+            self._base = linalg.Packer()(gradients(self.where.parameters))
         elif losses.keys() == self.losses.keys():
             self._note_losses()
         else:
@@ -148,7 +151,10 @@ class Ledger:
         inputs = parameters if z1 is None else [*parameters, z1]
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        found = list(torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True))
+        if self.summed is not None:
+            z1, found = None, by_backward(scaled, self.where.parameters)
+        else:
+            found = list(torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True))
         self.seconds[name] = time.perf_counter() - started
         if z1 is not None:
             self.source_gradient = found.pop()
@@ -156,7 +162,7 @@ class Ledger:
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
-        self.total = self.packer([p.grad for p in self.where.parameters])
+        self.total = self.packer(gradients(self.where.parameters))
         for total, base in zip(self.total, self._base or (), strict=bool(self._base)):
             if total is not None and base is not None:
                 total.sub_(base)
@@ -190,7 +196,7 @@ class Ledger:
 
     def _accumulated(self, whole: Tensor) -> Tensor | None:
         """Squared norm, 0-d, of the sum of what all backwards brought, scaled as the total; None with only one."""
-        if self._backwards < 2 or not self._alike:
+        if self._backwards < 2 or not self._alike or (self.lost and self.summed is not None):
             return None
         if not self.lost:
             return whole[len(self.losses), len(self.losses)]
@@ -213,6 +219,9 @@ class Ledger:
             )
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
             parts.append((labels, part, touched))
+        if self.summed is not None:
+            sums = self.summed([part for _, part, _ in parts])
+            parts = [(labels, part, touched) for (labels, _, touched), part in zip(parts, sums, strict=True)]
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}

@@ -85,6 +85,15 @@ class Ranks:
         if bucket:
             self._average(rows, bucket, like)
 
+    def summed(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sums of small tensors over the ranks, in one collective; on every rank with the same shapes."""
+        if not tensors:
+            return []
+        joined = torch.cat([one.reshape(-1) for one in tensors])
+        self._add_up(joined)
+        parts = torch.split(joined, [one.numel() for one in tensors])
+        return [part.reshape(one.shape) for part, one in zip(parts, tensors, strict=True)]
+
     def leave(self) -> None:
         """Close the connections to the other ranks, which get an error at their next meeting."""
         self._group = None
@@ -100,15 +109,18 @@ class Ranks:
                 size = like[i].numel() * (2 if like[i].is_complex() else 1)
                 parts.append(like[i].new_zeros(size, dtype=dtype) if piece is None else linalg.flattened(piece, dtype))
             joined = torch.cat(parts)
-            with _told():
-                if joined.device.type == "cpu":
-                    self._joined().allreduce([joined]).wait()
-                else:
-                    # The messages before this were a barrier, so here the training's own group has nothing under way.
-                    dist.all_reduce(joined, group=self._training)
+            self._add_up(joined)
             joined /= self.size
             for (r, i), view in zip(bucket, torch.split(joined, [part.numel() for part in parts]), strict=True):
                 rows[r][i] = view
+
+    def _add_up(self, vector: Tensor) -> None:
+        with _told():
+            if vector.device.type == "cpu":
+                self._joined().allreduce([vector]).wait()
+            else:
+                # The messages before this were a barrier, so here the training's own group has nothing under way.
+                dist.all_reduce(vector, group=self._training)
 
     def _gathered(self, message: bytes, size: int, patience: float) -> list[bytes]:
         mine = torch.frombuffer(bytearray(message.ljust(size, b"\0")), dtype=torch.uint8)
