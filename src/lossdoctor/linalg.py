@@ -201,3 +201,26 @@ def norms(pieces: Sequence[Tensor]) -> Tensor:
         wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in dense)
         dtype = torch.float64 if wide else torch.float32
         return torch.stack([n.to(dense[0].device) for n in torch._foreach_norm(dense, 2, dtype=dtype)])
+
+
+_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(pieces: Pieces) -> int:
+    """A number that is the same for the same bits, on any rank and device: sums of bit patterns do not depend on order.
+
+    Norms would not do: how a product is summed may depend on where in memory the vector begins.
+    """
+    sums: list[Tensor] = []
+    places: list[int] = []
+    with torch.no_grad():
+        for index, piece in enumerate(pieces):
+            if piece is not None and piece.numel():
+                dense = piece.coalesce().values() if piece.is_sparse else piece.detach()
+                dense = torch.view_as_real(dense) if dense.is_complex() else dense
+                sums.append(dense.view(_SIGNED[dense.element_size()]).sum(dtype=torch.int64))
+                places.append(index)
+        found = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    # An odd factor per place, so that pieces cannot change places unseen.
+    weighted: int = sum((2 * place + 1) * (one + 1) for place, one in zip(places, found, strict=True))
+    return weighted % 2**63

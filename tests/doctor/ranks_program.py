@@ -159,6 +159,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "static": {"static_graph": True},
     "static_inner": {"static_graph": True, "inner": True},
     "unused": UNUSED,
+    "uneven": {"uneven": (("ab",), ("ab", "a")), "find_unused_parameters": True},
     "norm": {"norm": True, "rollout": True},
     "no_sync": {"micro": 3},
     "views": {"micro": 3, "gradient_as_bucket_view": True},
@@ -180,6 +181,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 def settings(name: str, rank: int) -> dict[str, Any]:
     found = copy.copy(PROGRAMS[name])
+    if "uneven" in found:
+        found["which"] = found.pop("uneven")[rank]
     if found.get("every") == "rank":
         found["every"] = lambda step: step % (rank + 2) == 0
     return found

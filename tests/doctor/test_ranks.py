@@ -116,6 +116,12 @@ def test_four_ranks(four, name, tmp_path) -> None:
     assert_global(four, name, tmp_path)
 
 
+def test_a_loss_that_one_rank_does_not_have_counts_as_zero_there(two) -> None:
+    first, second = (two.of("uneven", rank)["on"]["rets"][3] for rank in (0, 1))
+    assert first["grad_share/a"] + first["grad_share/b"] + first["grad_share/flow"] == pytest.approx(1.0, abs=1e-4)
+    assert [first[key] for key in first if key.startswith("grad")] == [second[k] for k in first if k.startswith("grad")]
+
+
 @pytest.mark.parametrize("name", ["sharded", "resharded", "sharded_micro"])
 def test_sharded_parameters(two, name, tmp_path) -> None:
     assert_global(two, name, tmp_path, of=("grad", "loss/", "weight/"))

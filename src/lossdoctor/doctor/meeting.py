@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lossdoctor import linalg
 from lossdoctor.doctor.examination import Examination, Patient
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.metrics.reading import to_host
 from lossdoctor.probe.agreement import averaged, layout, reduced
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.pending import Pending, by_step
-from lossdoctor.probe.ranks import PATIENCE, Ranks, fingerprint
+from lossdoctor.probe.ranks import PATIENCE, Ranks
 from lossdoctor.probe.schedule import Together
 
 Message = dict[str, Any]
@@ -113,7 +114,7 @@ class Meeting:
             "measured": examination is not None,
             "passed_over": None if examination is None else examination.passed_over,
             "gradients": None if ledger is None else layout(ledger),
-            "weights": 0 if self._patient.summed else fingerprint(self._patient.look().parameters),
+            "weights": 0 if self._patient.summed else linalg.fingerprint(self._patient.look().parameters),
             "inputs": {} if examination is None or self._held % REPEAT else _inputs(examination.capture),
         }
         losses = _losses(pending)
@@ -178,7 +179,8 @@ class Meeting:
             examination.pass_over(str(why))
             return
         if why is not None:
-            self._differ(why, {why: [one and one.get(why) for one in layouts]})
+            told = "losses" if why == "weights" else why
+            self._differ(why, {told: [one and one.get(told) for one in layouts]})
             examination.pass_over(f"ranks differ: {why}")
 
     def _compare(self, messages: Sequence[Message]) -> None:
@@ -203,6 +205,7 @@ class Meeting:
         if self.alone:
             self._schedule.forget()
             self._out.off.add("gradients")
+            self._out.describe(ranks_lost_at=self._out.step)
             if examination is not None:
                 examination.pass_over("the other ranks are gone")
             try:

@@ -13,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from lossdoctor import linalg
 from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger
-from lossdoctor.probe.ranks import Ranks, fingerprint
+from lossdoctor.probe.ranks import Ranks
 
 Layout = dict[str, Any]
 """What a rank tells of its ledger: plain JSON, a few bytes per loss and a bit per parameter."""
@@ -37,7 +35,7 @@ def layout(ledger: Ledger) -> Layout:
         "parameters": hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
         "rows": {name: _bits(row) for name, row in ledger.rows.items()},
         "lost": _bits([ledger.lost.get(i) for i in range(len(shapes))]),
-        "total": [_bits(ledger.total), fingerprint(ledger.total)],
+        "total": [_bits(ledger.total), linalg.fingerprint(ledger.total)],
         "seconds": ledger.seconds,
     }
 
@@ -70,25 +68,20 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
         return Apart("weights")
     like = ledger.where.parameters
     size = len(like)
-    silent: list[Tensor | None] = [None] * size
-    rows: list[list[Tensor | None]] = []
-    there: list[list[bool]] = []
     names = [name for name in losses if any(name in one["rows"] for one in layouts)]
-    for name in names:
-        rows.append(list(ledger.rows.get(name, silent)))
-        there.append(_any([one["rows"].get(name, "0") for one in layouts], size))
+    lost = [ledger.lost.get(i) for i in range(size)]
+    # The lists themselves: what is averaged is replaced at once, so that there are never two copies of everything.
+    rows = [ledger.rows.setdefault(name, [None] * size) for name in names]
+    there = [_any([one["rows"].get(name, "0") for one in layouts], size) for name in names]
     if any(one["lost"] != "0" for one in layouts):
-        rows.append([ledger.lost.get(i) for i in range(size)])
+        rows.append(lost)
         there.append(_any([one["lost"] for one in layouts], size))
-    if any(one["total"] != first["total"] for one in layouts):
-        rows.append(list(ledger.total))
+    if not reduced(layouts):
+        rows.append(ledger.total)
         there.append(_any([one["total"][0] for one in layouts], size))
-        ledger.total = rows[-1]
     ranks.average(rows, there, like)
     ledger.losses = losses
-    ledger.rows = dict(zip(names, rows, strict=False))
-    if any(one["lost"] != "0" for one in layouts):
-        ledger.lost = {i: piece for i, piece in enumerate(rows[len(names)]) if piece is not None}
+    ledger.lost = {i: piece for i, piece in enumerate(lost) if piece is not None}
     ledger.seconds = _mean_seconds(layouts)
     ledger.calibrating = ledger.derived is None and len(names) > 1 and not ledger.foreign_backward
     return None

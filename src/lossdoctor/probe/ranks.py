@@ -31,7 +31,6 @@ BUCKET = 2**24
 _SLOT = 4096
 """Bytes of a message that travel in the first collective; a longer one takes a second."""
 _HEAD = struct.Struct("<q")
-_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class RanksError(LossDoctorError):
@@ -185,26 +184,6 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     group = model.process_group if isinstance(model, DistributedDataParallel) else None
     members = dist.get_process_group_ranks(group)
     return Ranks(group) if len(members) > 1 and dist.get_rank() in members and dist.is_gloo_available() else None
-
-
-def fingerprint(pieces: linalg.Pieces) -> int:
-    """A number that is the same for the same bits, on any rank and device: sums of bit patterns do not depend on order.
-
-    Norms would not do: how a product is summed may depend on where in memory the vector begins.
-    """
-    sums: list[Tensor] = []
-    places: list[int] = []
-    with torch.no_grad():
-        for index, piece in enumerate(pieces):
-            if piece is not None and piece.numel():
-                dense = piece.coalesce().values() if piece.is_sparse else piece.detach()
-                dense = torch.view_as_real(dense) if dense.is_complex() else dense
-                sums.append(dense.view(_SIGNED[dense.element_size()]).sum(dtype=torch.int64))
-                places.append(index)
-        found = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
-    # An odd factor per place, so that pieces cannot change places unseen.
-    weighted: int = sum((2 * place + 1) * (one + 1) for place, one in zip(places, found, strict=True))
-    return weighted % 2**63
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

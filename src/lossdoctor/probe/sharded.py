@@ -10,6 +10,7 @@ summed over the ranks, and no rank ever holds a whole gradient.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,8 @@ def is_sharded(tensor: object) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor; the tensor itself where it is whole."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    part: Any = tensor
+    return part.to_local() if is_sharded(tensor) else tensor
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Piece]:
@@ -48,8 +50,9 @@ def unsupported(parameters: Sequence[nn.Parameter]) -> str | None:
     whole = [p for p in parameters if not is_sharded(p)]
     if whole:
         return f"{len(whole)} of {len(parameters)} trained parameters are not sharded by fully_shard"
-    for p in parameters:
-        mesh, placements = p.device_mesh, p.placements  # type: ignore[attr-defined]
+    sharded: Sequence[Any] = parameters
+    for p in sharded:
+        mesh, placements = p.device_mesh, p.placements
         if mesh.ndim != 1 or mesh.size() != dist.get_world_size() or not placements[0].is_shard():
             return f"parameters are laid out as {placements} on {mesh}, not in shards over all ranks of the job"
     return None
@@ -62,7 +65,8 @@ def reduces(modules: Iterable[nn.Module]) -> bool:
 
 
 def _groups(module: nn.Module) -> list[object]:
-    state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+    ask: Any = getattr(module, "_get_fsdp_state", None)
+    state = None if ask is None else ask()
     return list(getattr(state, "_fsdp_param_groups", [])) or [getattr(state, "_fsdp_param_group", None)]
 
 
