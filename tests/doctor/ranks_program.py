@@ -30,7 +30,7 @@ from lossdoctor.probe.sharded import local
 
 SECONDS = 240
 """After which everything is killed: a deadlock is a failure, not a hanging suite."""
-STEPS = 5
+STEPS = 4
 BATCH = 12
 """Of all ranks together."""
 WEIGHTS = {"a": 1.0, "b": 0.5, "flow": 2.0}
@@ -166,7 +166,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "synced": {"micro": 3, "no_sync": False},
     "by_hand": {"wrap": False, "by_hand": True},
     "apart": {"wrap": False},
-    "seldom": {"every": 3},
+    "seldom": {"every": 2},
     "schedules": {"every": "rank"},
     "only_rank_0": {"on": (0,)},
     "fails": {"fails": 1},

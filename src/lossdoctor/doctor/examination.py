@@ -85,7 +85,7 @@ class Patient:
         if self._map is None or sign != self._sign or self._age >= RECOUNT:
             self._everything = tuple(self.model.parameters())
             self._map = parameter_map(self.model, self.heads, self.optimizers)
-            if self.several:
+            if self.several and (sign != self._sign or not self.wrappers):
                 self.wrappers = wrappers_of(self._map.parameters)
             self.modules = neutrality.every_module([*self.tops, *self.wrappers])
             self._sign, self._age = self._signature(), 0

@@ -111,10 +111,9 @@ class Meeting:
             "due": self._schedule.due(step),
             "ahead": self._schedule.ahead(step),
             "off": sorted(self._out.off),
-            "measured": examination is not None,
             "passed_over": None if examination is None else examination.passed_over,
             "gradients": None if ledger is None else layout(ledger),
-            "weights": 0 if self._patient.summed else linalg.fingerprint(self._patient.look().parameters),
+            "weights": None if self._patient.summed else linalg.fingerprint(self._patient.look().parameters),
             "inputs": {} if examination is None or self._held % REPEAT else _inputs(examination.capture),
         }
         losses = _losses(pending)
@@ -165,6 +164,8 @@ class Meeting:
             self._out.failed("gradients", f"switched off on rank {', '.join(map(str, failed))}")
 
     def _global(self, examination: Examination, messages: Sequence[Message], apart: bool) -> None:
+        if "gradients" in self._out.off:
+            examination.pass_over("gradients are switched off")
         if apart or "gradients" in self._out.off:
             return
         ledger, layouts = examination.ledger, [one["gradients"] for one in messages]
@@ -186,9 +187,10 @@ class Meeting:
     def _compare(self, messages: Sequence[Message]) -> None:
         """How many different values the ranks have: of weights there should be one, of inputs as many as ranks."""
         inputs = [one["inputs"] for one in messages]
+        weights = {one["weights"] for one in messages}
         facts = {
             "size": len(messages),
-            "weights": len({one["weights"] for one in messages}),
+            "weights": None if None in weights else len(weights),  # nobody has the whole of sharded ones
             "inputs": {name: len({one.get(name) for one in inputs}) for name in inputs[0]},
         }
         news = {**facts, "inputs": facts["inputs"] or self._facts.get("inputs", {})}

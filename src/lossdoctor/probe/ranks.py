@@ -88,7 +88,9 @@ class Ranks:
         """The sums of small tensors over the ranks, in one collective; on every rank with the same shapes."""
         if not tensors:
             return []
-        joined = torch.cat([one.reshape(-1) for one in tensors])
+        # What is zero everywhere was made on the host.
+        device = next((one.device for one in tensors if one.device.type != "cpu"), tensors[0].device)
+        joined = torch.cat([one.reshape(-1).to(device) for one in tensors])
         self._add_up(joined)
         parts = torch.split(joined, [one.numel() for one in tensors])
         return [part.reshape(one.shape) for part, one in zip(parts, tensors, strict=True)]
