@@ -25,7 +25,8 @@ def _small(device: torch.device) -> int:
     return 2**16 if device.type == "cpu" else 2**18
 
 
-def _flat(piece: Tensor, dtype: torch.dtype) -> Tensor:
+def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of any layout as a detached vector of `dtype`; itself where it is one. A complex one in two reals."""
     # Each call costs a microsecond per parameter and row, so only what is needed is called.
     if piece.is_sparse:
         piece = piece.coalesce().to_dense()
@@ -57,7 +58,7 @@ class Packer:
         copies: list[Tensor | None] = [None] * len(pieces)
         with torch.no_grad():
             for kind, indices in kinds.items():
-                flat = [_flat(piece, kind[0]) for i in indices if (piece := pieces[i]) is not None]
+                flat = [flattened(piece, kind[0]) for i in indices if (piece := pieces[i]) is not None]
                 sizes = [vector.numel() for vector in flat]
                 for index, view in zip(indices, torch.split(self._joined(kind, flat, sum(sizes)), sizes), strict=True):
                     copies[index] = view
@@ -101,7 +102,7 @@ def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
         wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in present)
         dtype = torch.float64 if wide else torch.float32
         limit, small = _chunk_size(present[0].device), _small(present[0].device)
-        flat = [None if piece is None else _flat(piece, dtype) for piece in column]
+        flat = [None if piece is None else flattened(piece, dtype) for piece in column]
         size = next(part.numel() for part in flat if part is not None)
         if size > small:
             for start in range(0, size, limit):
@@ -227,3 +228,26 @@ def norms(pieces: Sequence[Tensor]) -> Tensor:
         wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in dense)
         dtype = torch.float64 if wide else torch.float32
         return torch.stack([n.to(dense[0].device) for n in torch._foreach_norm(dense, 2, dtype=dtype)])
+
+
+_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(pieces: Pieces) -> int:
+    """A number that is the same for the same bits, on any rank and device: sums of bit patterns do not depend on order.
+
+    Norms would not do: how a product is summed may depend on where in memory the vector begins.
+    """
+    sums: list[Tensor] = []
+    places: list[int] = []
+    with torch.no_grad():
+        for index, piece in enumerate(pieces):
+            if piece is not None and piece.numel():
+                dense = piece.coalesce().values() if piece.is_sparse else piece.detach()
+                dense = torch.view_as_real(dense) if dense.is_complex() else dense
+                sums.append(dense.view(_SIGNED[dense.element_size()]).sum(dtype=torch.int64))
+                places.append(index)
+        found = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    # An odd factor per place, so that pieces cannot change places unseen.
+    weighted: int = sum((2 * place + 1) * (one + 1) for place, one in zip(places, found, strict=True))
+    return weighted % 2**63

@@ -284,3 +284,19 @@ def test_steps_that_are_not_due_are_left_alone(monkeypatch: pytest.MonkeyPatch) 
             optimizer.step()
             optimizer.zero_grad()
     assert len(made) == 2
+
+
+def test_several_ranks_are_measured_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody adds their sketches up yet."""
+    from lossdoctor.doctor import doctor as module
+
+    monkeypatch.setattr(module, "any_sharded", lambda tops: True)
+    monkeypatch.setattr(module, "unsupported", lambda parameters: None)
+    for asked, events in (("sketch", 1), ("auto", 0)):
+        monkeypatch.setattr("lossdoctor.probe.sketch.EXACT_UP_TO", 0)
+        model = nn.Linear(4, 4)
+        doctor = ld.Doctor(model, torch.optim.SGD(model.parameters(), lr=0.1), gradients=asked)
+        assert doctor.run.meta["gradients"] == "exact"
+        told = [event for event in doctor.run.events if event["kind"] == "passed_over"]
+        assert [event["measurement"] for event in told] == ["sketch"] * events
+        doctor.close()

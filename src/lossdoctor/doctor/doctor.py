@@ -22,6 +22,7 @@ from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.doctor.examination import Examination, Patient, randomness
 from lossdoctor.doctor.live import LiveDiagnosis, told
+from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.kinds import checked_kinds
@@ -30,7 +31,9 @@ from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
-from lossdoctor.probe.schedule import Schedule, schedule
+from lossdoctor.probe.ranks import ranks_of
+from lossdoctor.probe.schedule import Schedule, Together, schedule
+from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
 from lossdoctor.probe.updates import shadow_watch
@@ -87,6 +90,7 @@ class Doctor:
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         optimizers, checked = check_optimizers(optimizer), check_heads(model, heads or {})
+        ranks = ranks_of(model)
         self._patient = Patient(
             model=model,
             optimizers=optimizers,
@@ -97,9 +101,11 @@ class Doctor:
             kinds=checked_kinds(kinds or {}),
             auditor=Auditor(model, checked, optimizers, teacher, ema),
             mode=checked_mode(gradients, (p for one in optimizers for g in one.param_groups for p in g["params"])),
+            several=ranks is not None,
         )
         self.ret: dict[str, float] = {}
         self._schedule = schedule(every)
+        rank = 0 if ranks is None else ranks.rank
         self._weights: Mapping[str, float | Tensor] = {}
         self._pending = Pending()
         self._last_flow: FlowBatch | None = None
@@ -108,11 +114,31 @@ class Doctor:
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
-        self._out = Outlet(run, {**self._facts(), **(meta or {})}, sinks, resume=resume, strict=strict)
+        sharded = any_sharded(self._patient.tops)
+        unsketched = self._patient.mode == "sketch" and (sharded or ranks is not None)
+        if unsketched:  # sketches of several ranks are not added up yet
+            self._patient.mode = "exact"
+        facts = {
+            **self._facts(),
+            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
+            **(meta or {}),
+        }
+        self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
+        if unsketched and gradients == "sketch":
+            self._out.event("passed_over", measurement="sketch", reason="several ranks are measured exactly")
+        self._meeting: Meeting | None = None
+        if ranks is not None:
+            self._schedule = together = Together(self._schedule)
+            self._meeting = Meeting(ranks, together, self._patient, self._out)
         if self._patient.mode == "off":
             self._out.off.add("gradients")
+        if sharded:
+            self._patient.summed = list if ranks is None else ranks.summed
+            self._out.off.update(SHARDED_OFF)
+            if (why := unsupported(self._patient.look().parameters)) is not None:
+                self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
         self._on_finding = on_finding
-        self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live else None
+        self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
         self._hooks = [
             hook
@@ -279,17 +305,25 @@ class Doctor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the step of a checkpoint."""
         self._out.step = int(state["step"])
+        if self._meeting is not None:
+            self._meeting.forget()
         self._begin_step()
 
     def close(self, *, rollout: bool = True) -> None:
         """Write what is pending, close run and sinks, remove the hooks. Training may go on unobserved.
 
+        On several ranks, to be called on each: the loss values of the last steps are averaged once more.
         rollout: when `endpoint` was never called and `flow` got both ends and the velocity, integrate the last measured
         batch once, unless that would take longer than half a minute.
         """
+        self._close(rollout=rollout, together=True)
+
+    def _close(self, *, rollout: bool, together: bool) -> None:
         if self._closed:
             return
-        if rollout and not self._rolled_out:
+        if self._meeting is not None:
+            self._meeting.close(self._pending, together=together)
+        if rollout and not self._rolled_out and "endpoint" not in self._out.off:
             with self._out.guard("endpoint"):
                 self._roll_out_last_batch()
         with self._out.guard("record"):
@@ -312,11 +346,11 @@ class Doctor:
     ) -> None:
         if error is not None:
             self._out.event("stopped", error=repr(error))
-        self.close(rollout=error is None)
+        self._close(rollout=error is None, together=error is None)
 
     def _at_exit(self) -> None:
-        # A script that ended by an error is not made to wait for a rollout.
-        self.close(rollout=getattr(sys, "last_value", None) is None)
+        # A script that ended by an error is not made to wait for a rollout, and none for other ranks.
+        self._close(rollout=getattr(sys, "last_value", None) is None, together=False)
 
     def _facts(self) -> dict[str, Any]:
         """What meta.json says of this run from the start."""
@@ -351,9 +385,15 @@ class Doctor:
         return self._examination if what not in self._out.off and torch.is_grad_enabled() else None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._examination is not None and not self._closed:
+        if self._closed:
+            return
+        # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
+        losses = self._losses() if self._examination is not None else {}
+        if self._meeting is not None:
+            self._meeting.hold(self._examination, self._pending)
+        if self._examination is not None:
             with self._out.guard("record"):
-                self._settle(self._examination)
+                self._examination.settle(losses, self._weights)
             self._examination.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -365,14 +405,14 @@ class Doctor:
         if len(self._stepped) == len(self._patient.optimizers):
             self._close_step()
 
-    def _settle(self, examination: Examination) -> None:
-        examination.settle(self._pending.at(self._out.step, "loss/"), self._weights)
+    def _losses(self) -> dict[str, Tensor | float]:
+        return self._pending.at(self._out.step, "loss/")
 
     def _close_step(self) -> None:
         """End the step: one copy to the host when it was due, nothing otherwise."""
         if self._examination is not None:
             with self._out.guard("record"):
-                self._settle(self._examination)
+                self._examination.settle(self._losses(), self._weights)
                 self._out.deliver(self._records(self._examination))
             if (snapshot := self._examination.snapshot) and snapshot.flow:
                 self._last_flow = snapshot.flow

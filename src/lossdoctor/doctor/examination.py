@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lossdoctor import linalg, metrics
@@ -21,9 +22,11 @@ from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
 from lossdoctor.probe.snapshot import Gradients, Snapshot
 from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
+from lossdoctor.probe.wrapped import must_wait, wrappers_of
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -43,7 +46,8 @@ class Patient:
     parameter is frozen or freed, or the optimizers hold another number of them, and for RECOUNT due steps at most.
     auditor: looks at optimizers, memory, modes and dtypes, as rarely. mode: how gradients are measured, "exact",
     "sketch" or "off". exact: ids of parameters that are not sketched even so. gradients, updates: memory for copies
-    that is used again at every due step.
+    that is used again at every due step. several: whether other ranks train the same model; wrappers: what they train
+    it with. summed: when the parameters are sharded, adds inner products up over the ranks.
     """
 
     model: nn.Module
@@ -60,6 +64,9 @@ class Patient:
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
     updates: dict[int, linalg.Packer] = field(default_factory=dict)
+    several: bool = False
+    wrappers: tuple[DistributedDataParallel, ...] = ()
+    summed: Callable[[list[Tensor]], list[Tensor]] | None = None
     _map: ParameterMap | None = None
     _sign: tuple[Any, ...] = ()
     _everything: tuple[nn.Parameter, ...] = ()
@@ -76,12 +83,16 @@ class Patient:
 
     def look(self) -> ParameterMap:
         """The trainable parameters, and `modules`, as they are now."""
+        if self.summed is not None and self._map is not None:
+            return self._map  # between forward and backward the modules hold other parameters than the optimizers
         self._age += 1
         sign = self._signature()
         if self._map is None or sign != self._sign or self._age >= RECOUNT:
             self._everything = tuple(self.model.parameters())
             self._map = parameter_map(self.model, self.heads, self.optimizers)
-            self.modules = neutrality.every_module(self.tops)
+            if self.several and (sign != self._sign or not self.wrappers):
+                self.wrappers = wrappers_of(self._map.parameters)
+            self.modules = neutrality.every_module([*self.tops, *self.wrappers])
             self._sign, self._age = self._signature(), 0
         return self._map
 
@@ -100,7 +111,8 @@ class Patient:
 class Examination:
     """One due step. Every part is guarded on its own: one that fails is switched off and the others go on.
 
-    losses: what each `backward` of the step was given, by name. backwards: how often it was called.
+    losses: what each `backward` of the step was given, by name. backwards: how often it was called. passed_over: why
+    the gradients of this one step are not measured.
     """
 
     patient: Patient
@@ -110,6 +122,7 @@ class Examination:
     readings: Readings = field(default_factory=dict)
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     backwards: int = 0
+    passed_over: str | None = None
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
     _witness: nn.Parameter | None = None
@@ -122,7 +135,14 @@ class Examination:
         scaler: Any,
     ) -> None:
         """The extra passes, while the graph is there."""
-        if "gradients" in self.out.off:
+        if self.patient.several and not self.backwards:
+            with self.out.guard("gradients"):
+                self.patient.look()
+                if must_wait(self.patient.wrappers):
+                    self.pass_over("static_graph before its first backward")
+        if self.patient.summed is not None and self.passed_over is None and not reduces(self.patient.modules):
+            self.pass_over("set_requires_gradient_sync(False): this backward does not bring gradients to .grad")
+        if "gradients" in self.out.off or self.passed_over is not None:
             self._note(losses)
             return
         with self.out.guard("gradients"):
@@ -132,12 +152,12 @@ class Examination:
                 self.capture, self._ledger = self.capture.latest(), None
                 self.losses, self.backwards = {}, 0
             self._note(losses)
+            patient = self.patient
             if self._ledger is None:
-                where = self.patient.look()
-                sketch = None
-                if self.patient.mode == "sketch":
-                    sketch = Sketch(where, seed=self.out.step, exact=self.patient.exact)
-                self._ledger = Ledger(where, self.patient.linearity, self.patient.gradients, sketch)
+                where, sketch = patient.look(), None
+                if patient.mode == "sketch":
+                    sketch = Sketch(where, seed=self.out.step, exact=patient.exact)
+                self._ledger = Ledger(where, patient.linearity, patient.gradients, sketch, patient.summed)
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -170,6 +190,15 @@ class Examination:
             return True
         gone = self._witness is not None and self._witness.grad is None
         return gone and (foreign or losses.keys() != ledger.losses.keys())
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The gradients of the step, until they are settled; None when they are not measured."""
+        return self._ledger
+
+    def pass_over(self, why: str) -> None:
+        """Leave the gradients of this step out."""
+        self.passed_over, self._ledger = why, None
 
     def after_backward(self) -> None:
         """The total gradient, before clipping can change it."""
@@ -243,6 +272,8 @@ class Examination:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Remember what the optimizer is about to change."""
+        if "steps" in self.out.off:
+            return
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()

@@ -21,24 +21,34 @@ class Outlet:
     (`off`); a folder that cannot be written leaves the records in memory; a failing sink is closed. strict raises
     instead. Wrong use (UsageError) raises too until the first step is complete: nothing is lost yet, and the person who
     can mend it is still there.
+
+    rank: of a training on several; only rank 0 has sinks and warns, the others write their own run file and events.
     """
 
     def __init__(
-        self, run: str | Path | None, meta: Mapping[str, Any], sinks: Sequence[Sink], *, resume: bool, strict: bool
+        self,
+        run: str | Path | None,
+        meta: Mapping[str, Any],
+        sinks: Sequence[Sink],
+        *,
+        resume: bool,
+        strict: bool,
+        rank: int = 0,
     ) -> None:
         self.step = 0
+        self.rank = rank
         self.strict = strict
         self.off: set[str] = set()
         self._told: dict[str, dict[str, Any]] = {}
         self._writer = self._open(run, meta, resume)
-        self._sinks = [Background(sink, on_failure=self._sink_failed) for sink in sinks]
+        self._sinks = [Background(sink, on_failure=self._sink_failed) for sink in (sinks if rank == 0 else ())]
         for sink in self._sinks:
             sink.open(self._writer.run().meta)
 
     def _open(self, run: str | Path | None, meta: Mapping[str, Any], resume: bool) -> RunWriter | MemoryWriter:
         if run is not None:
             try:
-                return RunWriter(run, meta, resume=resume, on_failure=self._store_failed)
+                return RunWriter(run, meta, resume=resume, rank=self.rank, on_failure=self._store_failed)
             except RunWriteError as error:
                 if self.strict:
                     raise
@@ -86,9 +96,13 @@ class Outlet:
         except Exception as error:
             if self.strict or (isinstance(error, UsageError) and self.step == 0):
                 raise
-            self.off.add(what)
-            self.event("failure", measurement=what, error=f"{type(error).__name__}: {error}")
-            _warn(f"{what} is no longer measured, training goes on. Step {self.step}, {type(error).__name__}: {error}")
+            self.failed(what, f"{type(error).__name__}: {error}")
+
+    def failed(self, what: str, why: str) -> None:
+        """Switch a measurement off, with an event and a warning."""
+        self.off.add(what)
+        self.event("failure", measurement=what, error=why)
+        self._warn(f"{what} is no longer measured, training goes on. Step {self.step}, {why}")
 
     def close(self) -> None:
         """Flush and close sinks and run."""
@@ -100,11 +114,11 @@ class Outlet:
 
     def _sink_failed(self, name: str, error: BaseException) -> None:
         self._writer.event("failure", step=self.step, measurement=f"sink {name}", error=repr(error))
-        _warn(f"sink {name} failed and is switched off, training goes on: {error!r}")
+        self._warn(f"sink {name} failed and is switched off, training goes on: {error!r}")
 
     def _store_failed(self, error: BaseException) -> None:
-        _warn(f"the run can no longer be written, training goes on and records stay in memory: {error}")
+        self._warn(f"the run can no longer be written, training goes on and records stay in memory: {error}")
 
-
-def _warn(text: str) -> None:
-    warnings.warn(f"lossdoctor: {text}", LossDoctorWarning, stacklevel=3)
+    def _warn(self, text: str) -> None:
+        if self.rank == 0:
+            warnings.warn(f"lossdoctor: {text}", LossDoctorWarning, stacklevel=4)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lossdoctor.probe.neutrality import Autocast
 from lossdoctor.probe.parameters import OUTSIDE, unwrapped
+from lossdoctor.probe.sharded import local
 
 Facts = dict[str, Any]
 Groups = dict[int, list[dict[str, Any]]]
@@ -268,7 +269,7 @@ def _copy(parameters: Sequence[nn.Parameter], trained: set[Place | None]) -> Fac
 
 def _memory(tensor: Tensor) -> Place | None:
     """Where a tensor begins; None for one without memory of its own, which would look like every other such one."""
-    pointer = tensor.data_ptr()
+    pointer = local(tensor).data_ptr()
     return (tensor.device, pointer) if pointer else None
 
 

@@ -19,6 +19,7 @@ from lossdoctor import linalg
 from lossdoctor.probe.lengths import KnownLengths
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.parameters import ParameterMap
+from lossdoctor.probe.sharded import by_backward, gradients
 from lossdoctor.probe.sketch import Sketch
 from lossdoctor.probe.snapshot import Gradients
 
@@ -36,6 +37,7 @@ class Linearity:
 
     error: |g - sum w_i g_i| / (|g| + sum |w_i g_i|), as last measured. norms, seconds: of each loss's own pass.
     reach: per loss, whether its graph contains each parameter, so that a derived gradient is exactly zero elsewhere.
+    derives: False where every loss must always be measured.
     """
 
     error: float | None = None
@@ -44,12 +46,13 @@ class Linearity:
     reach: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     parameters: tuple[int, ...] = ()
     age: int = 0
+    derives: bool = True
 
     def left_out(self, weights: Mapping[str, float], where: ParameterMap) -> str | None:
         """The most expensive loss whose gradient can be derived accurately; None when all are to be measured."""
         known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
         same = self.parameters == tuple(map(id, where.parameters))
-        if len(weights) < 2 or not known or not same or self.age >= CALIBRATE_EVERY:
+        if len(weights) < 2 or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
             return None
         accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
         return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
@@ -84,12 +87,14 @@ class Ledger:
 
     Extra memory: one gradient copy per measured loss over the parameters it touches, and one for the total; with a
     sketch, that of the sketches for the weights it takes on. Everything below is linear, so it works on either.
+    summed: given when each rank holds a part of every gradient: adds inner products up over the ranks.
     """
 
     where: ParameterMap
     linearity: Linearity
     packer: linalg.Packer = field(default_factory=linalg.Packer)
     sketch: Sketch | None = None
+    summed: Callable[[list[Tensor]], list[Tensor]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
@@ -154,7 +159,7 @@ class Ledger:
 
     def _grads(self, indices: Sequence[int]) -> list[Tensor | None]:
         """What is in `.grad` of these parameters now, as gradients are held."""
-        grads = [self.where.parameters[i].grad for i in indices]
+        grads = gradients([self.where.parameters[i] for i in indices])
         return grads if self.sketch is None else [self.sketch.held(i, g) for i, g in zip(indices, grads, strict=True)]
 
     def _measure(self, name: str, loss: Tensor, z1: Tensor | None, differentiate: Differentiate) -> None:
@@ -162,7 +167,10 @@ class Ledger:
         inputs = parameters if z1 is None else [*parameters, z1]
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        found = differentiate(scaled, inputs)
+        if self.summed is not None:
+            z1, found = None, by_backward(scaled, self.where.parameters)
+        else:
+            found = differentiate(scaled, inputs)
         self.seconds[name] = time.perf_counter() - started
         if z1 is not None:
             self.source_gradient = found.pop()
@@ -210,7 +218,7 @@ class Ledger:
 
     def _accumulated(self, whole: Tensor) -> Tensor | None:
         """Squared norm, 0-d, of the sum of what all backwards brought, scaled as the total; None with only one."""
-        if self._backwards < 2 or not self._alike:
+        if self._backwards < 2 or not self._alike or (self.lost and self.summed is not None):
             return None
         if not self.lost:
             return whole[len(self.losses), len(self.losses)]
@@ -234,6 +242,9 @@ class Ledger:
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
             part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
             parts.append((labels, part, touched))
+        if self.summed is not None:
+            sums = self.summed([part for _, part, _ in parts])
+            parts = [(labels, part, touched) for (labels, _, touched), part in zip(parts, sums, strict=True)]
         size = k + 1 + bool(extra)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}

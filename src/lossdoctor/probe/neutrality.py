@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lossdoctor.probe.wrapped import quiet
+
 
 @contextlib.contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
@@ -86,7 +88,7 @@ def undisturbed(modules: Sequence[nn.Module], precision: Autocast | None) -> Ite
     found = (p.device for module in modules for p in module._parameters.values() if p is not None)
     device = next(found, torch.device("cpu"))
     precision = precision or Autocast(())
-    with same_randomness(device), same_buffers(modules), precision.again(), torch.no_grad():
+    with same_randomness(device), same_buffers(modules), quiet(modules), precision.again(), torch.no_grad():
         yield
 
 

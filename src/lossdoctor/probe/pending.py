@@ -29,6 +29,14 @@ class Pending:
             if s == step and name.startswith(prefix)
         }
 
+    def take(self, prefix: str) -> tuple[dict[Key, Tensor], dict[Key, float]]:
+        """As `drain`, of the names that begin with `prefix` alone; the others wait on."""
+        rest = {key: value for key, value in self._waiting.items() if not key[1].startswith(prefix)}
+        self._waiting = {key: value for key, value in self._waiting.items() if key not in rest}
+        found = self.drain()
+        self._waiting = rest
+        return found
+
     def drain(self) -> tuple[dict[Key, Tensor], dict[Key, float]]:
         """Everything that waits, as 0-d tensors still on their device and as numbers; nothing waits afterwards."""
         waiting, self._waiting = self._waiting, {}

@@ -43,6 +43,41 @@ class When:
         return bool(self.rule(step))
 
 
+LOOK_AHEAD = 100_000
+"""Steps a schedule is asked ahead where several ranks follow it."""
+
+
+class Together:
+    """A schedule that several ranks follow as one: rank 0's, asked ahead at every meeting of the ranks.
+
+    Until the first meeting each rank asks its own. A schedule that is no function of the step alone (of the clock, say)
+    cannot be asked ahead; what it says when it is asked counts. Not due within `LOOK_AHEAD` steps is never due again.
+    """
+
+    def __init__(self, own: Schedule) -> None:
+        self._own = own
+        self._plan: frozenset[int] | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._own)
+
+    def due(self, step: int) -> bool:
+        """Whether all ranks measure `step`, one of those up to the next meeting."""
+        return self._own.due(step) if self._plan is None else step in self._plan
+
+    def ahead(self, step: int) -> int | None:
+        """In how many steps this rank's own schedule is due next; None when it is not within `LOOK_AHEAD` steps."""
+        return next((n for n in range(1, LOOK_AHEAD + 1) if self._own.due(step + n)), None)
+
+    def agree(self, step: int, due: bool, ahead: int | None) -> None:
+        """Follow rank 0: whether it measures `step`, and in how many steps the next one."""
+        self._plan = frozenset(([step] if due else []) + ([] if ahead is None else [step + ahead]))
+
+    def forget(self) -> None:
+        """Ask this rank's own schedule again, until the next meeting."""
+        self._plan = None
+
+
 def schedule(every: int | Callable[[int], bool] | Schedule) -> Schedule:
     """An int n, a function of the step, or a schedule as it is."""
     if isinstance(every, bool) or not (isinstance(every, int) or callable(every) or hasattr(every, "due")):

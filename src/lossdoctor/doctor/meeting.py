@@ -1,0 +1,268 @@
+"""Where several ranks train one model: what they tell each other at a due step, and what follows from it.
+
+A meeting is held in the first hook of the step's first optimizer, where all ranks come along in the same order: one
+message from each, and, when the messages agree, the averaging of the gradient vectors. Steps that are not due have no
+meeting; only the first step has one in any case, to agree which steps are due.
+
+A rank whose measurement fails still comes, and says so; then all stop measuring that. A rank whose connection fails
+closes it, so that the others fail at once too instead of waiting. Every rank goes on training whatever happens, and
+from then on its file holds the values of its own batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lossdoctor import linalg
+from lossdoctor.doctor.examination import Examination, Patient
+from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.metrics.reading import to_host
+from lossdoctor.probe.agreement import averaged, layout, reduced
+from lossdoctor.probe.capture import Capture
+from lossdoctor.probe.pending import Pending, by_step
+from lossdoctor.probe.ranks import PATIENCE, Ranks
+from lossdoctor.probe.schedule import Together
+
+Message = dict[str, Any]
+Losses = dict[str, float]
+
+GLOBAL = "global batch"
+"""The measurement that is switched off when this rank has lost the others."""
+REPEAT = 20
+"""Meetings between two looks at whether ranks have the same inputs."""
+FAREWELL = 10.0
+"""Seconds a rank that closes its Doctor waits for the others to do so too."""
+_SAMPLES = 256
+"""Elements of a tensor by which two ranks' are told apart."""
+
+
+SHARDED_OFF = ("steps", "probes", "endpoint")
+"""Not measured on sharded parameters yet: what an optimizer does to shards, and forwards beyond the training's own,
+which leave whole parameters behind that the next step would take for its own."""
+
+
+def whose(size: int, *, sharded: bool) -> dict[str, Any]:
+    """What meta.json says of several ranks: which values are of the global batch, and which of a rank's own."""
+    found = {
+        "losses": "global",
+        "gradients": "global",
+        "steps": "global",
+        **dict.fromkeys(("velocity", "posterior", "distillation", "probes", "endpoint"), "own"),
+    }
+    return {"size": size, "sharded": sharded, **found, **(dict.fromkeys(SHARDED_OFF, "off") if sharded else {})}
+
+
+class Meeting:
+    """The meetings of one Doctor. Nothing here raises, unless the Outlet is strict."""
+
+    def __init__(self, ranks: Ranks, schedule: Together, patient: Patient, out: Outlet) -> None:
+        self.ranks = ranks
+        self._schedule, self._patient, self._out = schedule, patient, out
+        self._met = False
+        self._last = -1
+        self._held = 0
+        self._told: set[str] = set()
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether this rank has lost the others."""
+        return GLOBAL in self._out.off
+
+    def forget(self) -> None:
+        """Agree anew which steps are due, at the next optimizer step."""
+        self._met, self._last = False, -1
+        self._schedule.forget()
+
+    def hold(self, examination: Examination | None, pending: Pending) -> None:
+        """Once per due step, and at the first step; does nothing otherwise."""
+        if self.alone or self._last == self._out.step or (self._met and examination is None):
+            return
+        self._last = self._out.step
+        with self._out.guard(GLOBAL):
+            self._hold(examination, pending)
+        self._leave_if_alone(examination)
+
+    def close(self, pending: Pending, *, together: bool) -> None:
+        """Average the loss values that still wait, if the others close too, and leave."""
+        if together and self._met and not self.alone:
+            losses = _losses(pending)
+            try:
+                messages, each = self._exchange({"closing": True, "step": self._out.step}, losses, FAREWELL)
+                if not all(one.get("closing") for one in messages):
+                    raise ConnectionError("another rank has not closed its Doctor")
+                losses = _mean(each)
+            except Exception as error:
+                # Often as it must be: a rank may stop early. What it trained until then is recorded.
+                self._out.event("passed_over", measurement="losses of the last steps", reason=str(error))
+            _put_back(pending, losses)
+        self.ranks.leave()
+
+    def _hold(self, examination: Examination | None, pending: Pending) -> None:
+        step, ledger = self._out.step, None if examination is None else examination.ledger
+        mine = {
+            "step": step,
+            "due": self._schedule.due(step),
+            "ahead": self._schedule.ahead(step),
+            "off": sorted(self._out.off),
+            "passed_over": None if examination is None else examination.passed_over,
+            "gradients": None if ledger is None else layout(ledger),
+            "weights": None if self._patient.summed else linalg.fingerprint(self._patient.look().parameters),
+            "inputs": {} if examination is None or self._held % REPEAT else _inputs(examination.capture),
+        }
+        losses = _losses(pending)
+        try:
+            messages, each = self._exchange(mine, losses)
+            if any(one.get("closing") for one in messages):
+                raise ConnectionError("another rank has closed its Doctor")
+            apart = self._train_apart(messages)
+            losses = losses if apart else _mean(each)
+        finally:
+            _put_back(pending, losses)
+        self._met = True
+        self._held += 1
+        if len({one["step"] for one in messages}) > 1 or len({(one["due"], one["ahead"]) for one in messages}) > 1:
+            self._differ("schedule", {"step": [m["step"] for m in messages], "next": [m["ahead"] for m in messages]})
+        self._schedule.agree(step, messages[0]["due"], messages[0]["ahead"])
+        self._switch_off(messages)
+        if examination is not None:
+            self._global(examination, messages, apart)
+        self._compare(messages)
+
+    def _exchange(
+        self, mine: Message, losses: Losses, patience: float = PATIENCE
+    ) -> tuple[list[Message], list[Losses]]:
+        """What every rank tells, and its losses. The names of losses travel only when they are not the same."""
+        names = json.dumps(list(losses)).encode()
+        head = json.dumps({**mine, "names": _digest(names)}).encode()
+        found = self.ranks.gather(b"\n".join((head, np.array(list(losses.values())).tobytes())), patience)
+        parts = [text.split(b"\n", 1) for text in found]
+        messages = [json.loads(part[0]) for part in parts]
+        keys = [names] * len(parts)
+        if len({one["names"] for one in messages}) > 1:
+            keys = self.ranks.gather(names, patience)
+        values = [np.frombuffer(part[1], dtype=np.float64).tolist() for part in parts]
+        return messages, [dict(zip(json.loads(k), v, strict=True)) for k, v in zip(keys, values, strict=True)]
+
+    def _train_apart(self, messages: Sequence[Message]) -> bool:
+        """Other weights and other gradients: these processes train a model each."""
+        layouts = [one["gradients"] for one in messages]
+        if None in layouts or len({one["weights"] for one in messages}) < 2 or reduced(layouts):
+            return False
+        self._differ("model", {"weights": len({one["weights"] for one in messages})})
+        return True
+
+    def _switch_off(self, messages: Sequence[Message]) -> None:
+        failed = [r for r, one in enumerate(messages) if "gradients" in one["off"]]
+        if failed and "gradients" not in self._out.off:
+            self._out.failed("gradients", f"switched off on rank {', '.join(map(str, failed))}")
+
+    def _global(self, examination: Examination, messages: Sequence[Message], apart: bool) -> None:
+        if "gradients" in self._out.off:
+            examination.pass_over("gradients are switched off")
+        if apart or "gradients" in self._out.off:
+            return
+        ledger, layouts = examination.ledger, [one["gradients"] for one in messages]
+        why = next((one["passed_over"] for one in messages if one["passed_over"]), None)
+        if why is None and (ledger is None or None in layouts):
+            why = None if not any(layouts) else "measured"
+        elif why is None and ledger is not None:
+            found = averaged(ledger, layouts, self.ranks)
+            why = None if found is None else found.what
+        else:
+            self._out.event("passed_over", measurement="gradients", reason=why)
+            examination.pass_over(str(why))
+            return
+        if why is not None:
+            told = "losses" if why == "weights" else why
+            self._differ(why, {told: [one and one.get(told) for one in layouts]})
+            examination.pass_over(f"ranks differ: {why}")
+
+    def _compare(self, messages: Sequence[Message]) -> None:
+        """How many different values the ranks have: of weights there should be one, of inputs as many as ranks."""
+        inputs = [one["inputs"] for one in messages]
+        weights = {one["weights"] for one in messages}
+        facts = {
+            "size": len(messages),
+            "weights": None if None in weights else len(weights),  # nobody has the whole of sharded ones
+            "inputs": {name: len({one.get(name) for one in inputs}) for name in inputs[0]},
+        }
+        news = {**facts, "inputs": facts["inputs"] or self._facts.get("inputs", {})}
+        if news != self._facts and self.ranks.rank == 0:
+            self._facts = news
+            self._out.event("ranks", facts=news)
+
+    def _differ(self, what: str, each: Mapping[str, Any]) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._out.event("ranks_differ", what=what, each=dict(each))
+
+    def _leave_if_alone(self, examination: Examination | None) -> None:
+        if self.alone:
+            self._schedule.forget()
+            self._out.off.add("gradients")
+            self._out.describe(ranks_lost_at=self._out.step)
+            if examination is not None:
+                examination.pass_over("the other ranks are gone")
+            try:
+                self.ranks.leave()
+            except Exception as error:
+                self._out.event("failure", measurement="leaving the ranks", error=repr(error))
+
+
+def _losses(pending: Pending) -> Losses:
+    """The loss values that wait, by "step name", micro-batches averaged; they wait no longer."""
+    tensors, numbers = pending.take("loss/")
+    steps = by_step([*to_host(tensors).items(), *numbers.items()])
+    return {f"{step} {name}": value for step, values in steps.items() for name, value in values.items()}
+
+
+def _put_back(pending: Pending, losses: Losses) -> None:
+    for key, value in losses.items():
+        step, name = key.split(" ", 1)
+        pending.add(int(step), name, value)
+
+
+def _mean(each: Sequence[Losses]) -> Losses:
+    """Of every loss over the ranks that had it."""
+    found: dict[str, list[float]] = {}
+    for losses in each:
+        for key, value in losses.items():
+            found.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def _inputs(capture: Capture) -> dict[str, str]:
+    """Digests of what was handed in last: equal on two ranks means the same data, or the same noise."""
+    handed: dict[str, Sequence[object]] = {
+        "flow": capture.flows[-1:],
+        "posterior": capture.posteriors[-1:],
+        "distill": capture.distills[-1:],
+    }
+    found = {}
+    for family, names in _COMPARED.items():
+        for batch in handed[family]:
+            for name in names:
+                tensor = getattr(batch, name)
+                if isinstance(tensor, Tensor) and tensor.numel() > 1:
+                    found[f"{family}.{name}"] = _digest(_sample(tensor))
+    return found
+
+
+_COMPARED = {"flow": ("z0", "z1", "x_t", "t"), "posterior": ("mu", "z"), "distill": ("teacher_logits",)}
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    some = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+    return bytes(np.array(some.double().tolist()).tobytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,130 @@
+"""From the gradients of one rank to those of the global batch.
+
+The backward of DistributedDataParallel leaves the mean over ranks in `.grad`, while an extra pass with `autograd.grad`
+gives the gradient of the rank's own batch. So the vectors of the extra passes are averaged first, and everything else
+follows as on one process: the derived loss, inner products, norms. (Norms averaged over ranks would read too high.)
+The ranks must hold the same vectors for that, so first they compare what they have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lossdoctor import linalg
+from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger
+from lossdoctor.probe.ranks import Ranks
+
+Layout = dict[str, Any]
+"""What a rank tells of its ledger: plain JSON, a few bytes per loss and a bit per parameter."""
+
+
+def layout(ledger: Ledger) -> Layout:
+    """What this rank has measured.
+
+    `losses`: name to weight. `derived`: the loss without a pass. `parameters`: digest of all shapes and dtypes. `rows`,
+    `lost`: which parameters each vector has a piece for. `total`: fingerprint of the total gradient. `seconds`: of each
+    pass.
+    """
+    shapes = [(tuple(p.shape), str(p.dtype)) for p in ledger.where.parameters]
+    return {
+        "losses": ledger.losses,
+        "derived": ledger.derived,
+        "parameters": hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
+        "rows": {name: _bits(row) for name, row in ledger.rows.items()},
+        "lost": _bits([ledger.lost.get(i) for i in range(len(shapes))]),
+        "total": [_bits(ledger.total), linalg.fingerprint(ledger.total)],
+        "seconds": ledger.seconds,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Why gradients of a step cannot be those of the global batch. what: a word for it; the layouts say how."""
+
+    what: str
+
+
+def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart | None:
+    """Make the ledger that of the global batch, the same bits on every rank. None when done, else why not.
+
+    layouts: of all ranks, in order. A loss that some ranks do not have counts as zero there. Every rank must call this;
+    whether vectors are exchanged follows from the layouts alone.
+    """
+    if ledger.summed is not None:
+        return _of_shards(ledger, layouts)
+    first, linearity = layouts[0], ledger.linearity
+    losses = _union(layouts)
+    if any(one["losses"].keys() != losses.keys() for one in layouts):
+        # Each rank would choose the loss to leave out among its own.
+        linearity.derives = False
+    for what in ("parameters", "derived"):
+        if any(one[what] != first[what] for one in layouts):
+            linearity.age = CALIBRATE_EVERY  # all losses get a pass next time, on every rank
+            return Apart(what)
+    if any(weight != losses[name] for one in layouts for name, weight in one["losses"].items()):
+        return Apart("weights")
+    like = ledger.where.parameters
+    size = len(like)
+    names = [name for name in losses if any(name in one["rows"] for one in layouts)]
+    lost = [ledger.lost.get(i) for i in range(size)]
+    # The lists themselves: what is averaged is replaced at once, so that there are never two copies of everything.
+    rows = [ledger.rows.setdefault(name, [None] * size) for name in names]
+    there = [_any([one["rows"].get(name, "0") for one in layouts], size) for name in names]
+    if any(one["lost"] != "0" for one in layouts):
+        rows.append(lost)
+        there.append(_any([one["lost"] for one in layouts], size))
+    if not reduced(layouts):
+        rows.append(ledger.total)
+        there.append(_any([one["total"][0] for one in layouts], size))
+    ranks.average(rows, there, like)
+    ledger.losses = losses
+    ledger.lost = {i: piece for i, piece in enumerate(lost) if piece is not None}
+    ledger.seconds = _mean_seconds(layouts)
+    ledger.calibrating = ledger.derived is None and len(names) > 1 and not ledger.foreign_backward
+    return None
+
+
+def reduced(layouts: Sequence[Layout]) -> bool:
+    """Whether the ranks had the same total gradient, to the bit: something has averaged it already."""
+    return all(one["total"] == layouts[0]["total"] for one in layouts)
+
+
+def _of_shards(ledger: Ledger, layouts: Sequence[Layout]) -> Apart | None:
+    """The ranks hold parts of the same vectors, averaged already; they only have to hold the same ones."""
+    for what in ("losses", "derived", "rows", "lost"):
+        if any(one[what] != layouts[0][what] for one in layouts):
+            ledger.linearity.age = CALIBRATE_EVERY
+            return Apart(what)
+    ledger.seconds = _mean_seconds(layouts)
+    return None
+
+
+def _union(layouts: Sequence[Layout]) -> dict[str, float]:
+    losses: dict[str, float] = {}
+    for one in layouts:
+        for name, weight in one["losses"].items():
+            losses.setdefault(name, weight)
+    return losses
+
+
+def _mean_seconds(layouts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """So that all ranks find the same loss the most expensive one."""
+    each: dict[str, list[float]] = {}
+    for one in layouts:
+        for name, seconds in one["seconds"].items():
+            each.setdefault(name, []).append(seconds)
+    return {name: sum(found) / len(found) for name, found in each.items()}
+
+
+def _bits(pieces: linalg.Pieces) -> str:
+    return f"{sum(1 << i for i, piece in enumerate(pieces) if piece is not None):x}"
+
+
+def _any(masks: Sequence[str], size: int) -> list[bool]:
+    joined = 0
+    for mask in masks:
+        joined |= int(mask, 16)
+    return [bool(joined >> i & 1) for i in range(size)]

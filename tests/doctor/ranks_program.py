@@ -1,0 +1,229 @@
+"""The programs of `test_ranks.py` on SIZE ranks: python ranks_program.py SIZE FOLDER PROGRAM...
+
+Every program trains twice, without and with a Doctor, and leaves in FOLDER what each rank had after every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import os
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # what the wrappers import late is imported once, before the ranks are forked
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import lossdoctor as ld
+import lossdoctor.probe.ranks
+from lossdoctor.probe.sharded import local
+
+SECONDS = 240
+"""After which everything is killed: a deadlock is a failure, not a hanging suite."""
+STEPS = 4
+BATCH = 12
+"""Of all ranks together."""
+WEIGHTS = {"a": 1.0, "b": 0.5, "flow": 2.0}
+
+
+class Net(nn.Module):
+    """Three losses on a trunk, each with a head; all of it in `forward`, as DistributedDataParallel wants it."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.SiLU())
+        self.a_head = nn.Linear(16, 3)
+        self.b_head = nn.Linear(16, 2)
+        self.flow_head = nn.Linear(16 + 1, 4)
+        self.unused = nn.Linear(2, 2)
+        self.unused.requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Tensor, which: str = "ab") -> dict[str, Tensor]:
+        h = self.body(x)
+        found = {"v": self.flow_head(torch.cat([h, t], -1))}
+        if "a" in which:
+            found["a"] = self.a_head(h)
+        if "b" in which:
+            found["b"] = self.b_head(h).detach() if "detached" in which else self.b_head(h)
+        return found
+
+
+def batch(step: int, part: slice) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x, t = torch.randn(BATCH, 4, generator=generator), torch.rand(BATCH, 1, generator=generator)
+    return x[part], t[part]
+
+
+def losses(model: nn.Module, x: Tensor, t: Tensor, which: str) -> dict[str, Tensor | None]:
+    out = model(x, t, which)
+    velocity = lambda x_t, t, cond: model(x_t, t)["v"]  # noqa: E731
+    ld.flow(out["v"], -x, t, x_t=x, z0=torch.zeros_like(x), z1=x, cond=x[:, :1], velocity=velocity)
+    each: dict[str, Tensor | None] = {
+        "a": out["a"].square().mean() if "a" in out else None,
+        "b": (out["b"] - 1).square().mean() if "b" in out else None,
+        "flow": (out["v"] + x).square().mean(),
+    }
+    return each
+
+
+def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
+    tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters())]
+    moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    return [None if t is None else local(t.detach()).clone() for t in [*tensors, *moments, torch.get_rng_state()]]
+
+
+def train(
+    run: Path | None,
+    rank: int,
+    size: int,
+    *,
+    wrap: bool = True,
+    inner: bool = False,
+    norm: bool = False,
+    micro: int = 1,
+    no_sync: bool = True,
+    by_hand: bool = False,
+    which: tuple[str, ...] = ("ab",),
+    every: Any = 1,
+    on: tuple[int, ...] | None = None,
+    fails: int | None = None,
+    leaves: int | None = None,
+    shard: str | None = None,
+    rollout: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    torch.manual_seed(0)
+    core = Net(norm)
+    model: nn.Module = core
+    if size > 1 and shard is not None:
+        shape = (
+            {"mesh": init_device_mesh("cpu", (1, size), mesh_dim_names=("copy", "part"))} if shard == "hybrid" else {}
+        )
+        for part in (core.body, core.a_head, core.flow_head, core):
+            fully_shard(part, reshard_after_forward=shard == "again", **shape)
+    elif size > 1 and wrap:
+        model = DistributedDataParallel(core, **options)
+    optimizer = torch.optim.AdamW(core.parameters(), lr=1e-2)
+    doctor = None
+    if run is not None and (on is None or rank in on):
+        doctor = ld.Doctor(
+            core if inner else model, optimizer, run=run, heads={"a_head": core.a_head}, every=every, live=False
+        )
+    states, rets, share = [], [], BATCH // size // micro
+    for step in range(STEPS):
+        if doctor is not None and fails == rank and step == 2:
+            doctor._patient.linearity = None  # type: ignore[assignment]
+        if doctor is not None and leaves == rank and step == 2:
+            doctor.close()
+        for m in range(micro):
+            first = (m * size + rank) * share
+            found = losses(model, *batch(step, slice(first, first + share)), which[step % len(which)])
+            wait = no_sync and m + 1 < micro and isinstance(model, DistributedDataParallel)
+            if shard is not None and size > 1 and not no_sync:
+                core.set_requires_gradient_sync(m + 1 == micro)  # type: ignore[operator]
+            with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+                weights = {n: w / micro for n, w in WEIGHTS.items()}
+                if doctor is not None:
+                    doctor.backward(found, weights)
+                else:
+                    sum(w * found[n] for n, w in weights.items() if found[n] is not None).backward()  # type: ignore[union-attr, operator]
+        if by_hand and size > 1:
+            for p in core.parameters():
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= size
+        nn.utils.clip_grad_norm_(core.parameters(), 0.5)
+        optimizer.step()
+        states.append(state(core, optimizer))
+        rets.append({} if doctor is None else dict(doctor.ret))
+        optimizer.zero_grad()
+    if doctor is not None:
+        doctor.close(rollout=rollout)
+    return {"states": states, "rets": rets}
+
+
+UNUSED = {"which": ("ab", "a", "b"), "find_unused_parameters": True}
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "inner": {"inner": True},
+    "static": {"static_graph": True},
+    "static_inner": {"static_graph": True, "inner": True},
+    "unused": UNUSED,
+    "uneven": {"uneven": (("ab",), ("ab", "a")), "find_unused_parameters": True},
+    "norm": {"norm": True, "rollout": True},
+    "no_sync": {"micro": 3},
+    "views": {"micro": 3, "gradient_as_bucket_view": True},
+    "synced": {"micro": 3, "no_sync": False},
+    "by_hand": {"wrap": False, "by_hand": True},
+    "apart": {"wrap": False},
+    "seldom": {"every": 2},
+    "schedules": {"every": "rank"},
+    "only_rank_0": {"on": (0,)},
+    "fails": {"fails": 1},
+    "leaves": {"leaves": 1},
+    "sharded": {"shard": "once"},
+    "resharded": {"shard": "again"},
+    "sharded_micro": {"shard": "again", "micro": 3},
+    "sharded_unsynced": {"shard": "once", "micro": 3, "no_sync": False},
+    "hybrid": {"shard": "hybrid"},
+}
+
+
+def settings(name: str, rank: int) -> dict[str, Any]:
+    found = copy.copy(PROGRAMS[name])
+    if "uneven" in found:
+        found["which"] = found.pop("uneven")[rank]
+    if found.get("every") == "rank":
+        found["every"] = lambda step: step % (rank + 2) == 0
+    return found
+
+
+def main(rank: int, size: int, folder: Path, names: list[str]) -> None:
+    lossdoctor.probe.ranks.PATIENCE = 12.0
+    # A hanging program must end the test, not outlive it.
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=40))
+    for name in names:
+        off = train(None, rank, size, **settings(name, rank))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            on = train(folder / name, rank, size, **settings(name, rank))
+        told = [str(w.message) for w in caught if "lossdoctor" in str(w.message)]
+        torch.save({"off": off, "on": on, "warnings": told}, folder / f"{name}.{rank}.pt")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def ranks(size: int, folder: Path, names: list[str]) -> bool:
+    """All ranks at once, forked from a process that has imported everything once and begun nothing."""
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            sound = False
+            with (folder / f"told.{rank}").open("w") as told, contextlib.redirect_stderr(told):
+                try:
+                    main(rank, size, folder, names)
+                    sound = True
+                except BaseException:
+                    traceback.print_exc()
+            os._exit(0 if sound else 1)
+        children.append(child)
+    signal.signal(signal.SIGALRM, lambda *_: [os.kill(child, signal.SIGKILL) for child in children])
+    signal.alarm(SECONDS)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    return not any(ends)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if ranks(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]) else 1)

@@ -1,0 +1,226 @@
+"""On several ranks: numbers of the global batch, the same training bit for bit, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lossdoctor as ld
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+GLOBAL = ("grad", "descent/", "loss/", "step/", "weight/", "lr/", "wd/")
+
+spec = importlib.util.spec_from_file_location("ranks_program", PROGRAM)
+assert spec is not None
+assert spec.loader is not None
+program = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(program)
+
+
+def launch(folder: Path, size: int, names: list[str]) -> None:
+    """All programs, one after the other, in `size` processes; a deadlock ends as a failure."""
+    command = [sys.executable, str(PROGRAM), str(size), str(folder), *names]
+    sound = subprocess.run(command, timeout=program.SECONDS + 30).returncode == 0
+    assert sound, "\n".join(path.read_text() for path in sorted(folder.glob("told.*")))
+
+
+class Outcome:
+    """What the programs left behind."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+
+    def of(self, name: str, rank: int = 0) -> dict[str, Any]:
+        return torch.load(self.folder / f"{name}.{rank}.pt", weights_only=True)
+
+    def run(self, name: str, rank: int = 0) -> ld.Run:
+        return ld.Run.open(self.folder / name, rank=rank)
+
+    def events(self, name: str, kind: str, rank: int = 0) -> list[dict[str, Any]]:
+        return [event for event in self.run(name, rank).events if event["kind"] == kind]
+
+
+def launched(size: int, names: list[str]) -> Callable[[pytest.TempPathFactory], Outcome]:
+    @pytest.fixture(scope="module")
+    def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+        folder = tmp_path_factory.mktemp("ranks")
+        launch(folder, size, names)
+        return Outcome(folder, size)
+
+    return outcome
+
+
+TROUBLE = ["schedules", "only_rank_0", "fails", "leaves", "hybrid"]
+SHARDED = ["sharded", "resharded", "sharded_micro", "sharded_unsynced"]
+SOUND = [name for name in program.PROGRAMS if name not in (*TROUBLE, *SHARDED)]
+two = launched(2, SOUND)
+shards = launched(2, SHARDED)
+trouble = launched(2, TROUBLE)
+four = launched(4, ["plain", "no_sync"])
+
+
+def alone(name: str, folder: Path) -> list[dict[str, float]]:
+    """What one process records on the global batch."""
+    return program.train(folder / "alone", 0, 1, **program.settings(name, 0))["rets"]
+
+
+def assert_neutral(outcome: Outcome, name: str) -> None:
+    for rank in range(outcome.size):
+        found = outcome.of(name, rank)
+        for step, (off, on) in enumerate(zip(found["off"]["states"], found["on"]["states"], strict=True)):
+            for a, b in zip(off, on, strict=True):
+                assert (a is None and b is None) or torch.equal(a, b), f"{name}, rank {rank}, step {step}"
+
+
+def assert_global(outcome: Outcome, name: str, folder: Path, first: int = 0, of: tuple[str, ...] = GLOBAL) -> None:
+    wanted, each = alone(name, folder), [outcome.of(name, r)["on"]["rets"] for r in range(outcome.size)]
+    for step in range(first, program.STEPS):
+        keys = {key for key in wanted[step] if key.startswith(of)}
+        if of != GLOBAL:
+            keys.discard("grad/clip_ratio")  # of the optimizer's step
+        assert keys >= {"grad/flow", "grad/total", "loss/flow", "grad_share/flow"}
+        for rank, rets in enumerate(each):
+            assert keys <= rets[step].keys()
+            for key in sorted(keys):
+                assert rets[step][key] == pytest.approx(wanted[step][key], rel=2e-4, abs=2e-6), (step, rank, key)
+                assert rets[step][key] == each[0][step][key], f"{key} is not the same number on every rank"
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_training_is_bit_for_bit_the_same(two, name) -> None:
+    assert_neutral(two, name)
+    assert two.of(name)["warnings"] == []
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_training_on_shards_is_bit_for_bit_the_same(shards, name) -> None:
+    assert_neutral(shards, name)
+    assert shards.of(name)["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["plain", "inner", "unused", "no_sync", "views", "synced", "by_hand"])
+def test_numbers_are_those_of_the_global_batch(two, name, tmp_path) -> None:
+    assert_global(two, name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["static", "static_inner"])
+def test_a_static_graph_is_never_probed_in_its_first_iteration(two, name, tmp_path) -> None:
+    assert "grad/total" not in two.of(name)["on"]["rets"][0]
+    assert [event["step"] for event in two.events(name, "passed_over")] == [0]
+    assert_global(two, name, tmp_path, first=1)
+
+
+@pytest.mark.parametrize("name", ["plain", "no_sync"])
+def test_four_ranks(four, name, tmp_path) -> None:
+    assert_neutral(four, name)
+    assert_global(four, name, tmp_path)
+
+
+def test_a_loss_that_one_rank_does_not_have_counts_as_zero_there(two) -> None:
+    first, second = (two.of("uneven", rank)["on"]["rets"][3] for rank in (0, 1))
+    assert first["grad_share/a"] + first["grad_share/b"] + first["grad_share/flow"] == pytest.approx(1.0, abs=1e-4)
+    assert [first[key] for key in first if key.startswith("grad")] == [second[k] for k in first if k.startswith("grad")]
+
+
+@pytest.mark.parametrize("name", SHARDED[:3])
+def test_sharded_parameters(shards, name, tmp_path) -> None:
+    assert_global(shards, name, tmp_path, of=("grad", "loss/", "weight/"))
+    assert shards.run(name).meta["ranks"]["steps"] == "off"
+    assert not any(
+        key.startswith(("descent/", "step/", "flow/cond_ratio")) for key in shards.of(name)["on"]["rets"][-1]
+    )
+
+
+def test_sharded_parameters_that_are_not_reduced_are_passed_over(shards) -> None:
+    assert "grad/total" not in shards.of("sharded_unsynced")["on"]["rets"][-1]
+    assert "set_requires_gradient_sync" in shards.events("sharded_unsynced", "passed_over")[0]["reason"]
+
+
+def test_another_layout_of_shards_is_refused_in_one_sentence(trouble) -> None:
+    (warning,) = trouble.of("hybrid")["warnings"]
+    assert "not in shards over all ranks of the job" in warning
+    last = trouble.of("hybrid")["on"]["rets"][-1]
+    assert "grad/total" not in last
+    assert "loss/flow" in last
+
+
+def test_losses_of_steps_that_are_not_due_are_averaged_too(two, tmp_path) -> None:
+    alone("seldom", tmp_path)
+    wanted, found = ld.Run.open(tmp_path / "alone"), two.run("seldom")
+    assert found.steps.tolist() == [0, 2]
+    for name in ("loss/a", "loss/flow", "loss/total"):
+        assert found[name].steps.tolist() == wanted[name].steps.tolist() == list(range(program.STEPS))
+        assert found[name].values == pytest.approx(wanted[name].values, rel=1e-4)
+
+
+def test_every_rank_has_a_file_of_its_own_and_the_folder_says_what_is_in_it(two) -> None:
+    first, second = two.run("plain"), two.run("plain", 1)
+    assert first.ranks == (0, 1)
+    assert first["grad/flow"].values.tolist() == second["grad/flow"].values.tolist()
+    assert first["flow/cos"].values.tolist() != second["flow/cos"].values.tolist()
+    whose = first.meta["ranks"]
+    assert (whose["size"], whose["gradients"], whose["velocity"]) == (2, "global", "own")
+
+
+def test_ranks_are_compared(two) -> None:
+    (event,) = two.events("plain", "ranks")
+    assert event["facts"]["weights"] == 1
+    assert event["facts"]["inputs"]["flow.z1"] == 2
+    assert event["facts"]["inputs"]["flow.z0"] == 1, "all zeros on both"
+    assert two.events("plain", "ranks", 1) == []
+
+
+def test_processes_that_train_a_model_each_keep_their_own_numbers(two) -> None:
+    each = [two.of("apart", rank)["on"]["rets"][-1] for rank in (0, 1)]
+    assert each[0]["grad/flow"] != each[1]["grad/flow"]
+    assert each[0]["loss/flow"] != each[1]["loss/flow"]
+    assert [event["what"] for event in two.events("apart", "ranks_differ")] == ["model"]
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_in_the_doctor_does_not_touch_the_training(trouble, name) -> None:
+    assert_neutral(trouble, name)
+
+
+def test_rank_0_decides_which_steps_are_due(trouble) -> None:
+    for rank in (0, 1):
+        assert trouble.run("schedules", rank).steps.tolist() == [0, 2]
+        assert [event["what"] for event in trouble.events("schedules", "ranks_differ", rank)] == ["schedule"]
+
+
+def test_a_doctor_on_one_rank_only_says_so_and_measures_its_own_batch(trouble) -> None:
+    (warning,) = trouble.of("only_rank_0")["warnings"]
+    assert "a Doctor on every rank" in warning
+    last = trouble.of("only_rank_0")["on"]["rets"][-1]
+    assert "grad/total" not in last
+    assert "loss/flow" in last
+
+
+def test_a_rank_that_fails_switches_the_gradients_off_for_all(trouble) -> None:
+    for rank in (0, 1):
+        rets = trouble.of("fails", rank)["on"]["rets"]
+        assert "grad/total" in rets[1]
+        assert not any(key.startswith(("grad", "descent/")) for key in rets[2])
+        assert "step/a_head_update_ratio" in rets[2]
+        assert "loss/flow" in rets[-1]
+    (event,) = trouble.events("fails", "failure")
+    assert event["measurement"] == "gradients"
+    assert "rank 1" in event["error"]
+    assert len(trouble.of("fails")["warnings"]) == 1
+    assert trouble.of("fails", 1)["warnings"] == [], "only rank 0 speaks"
+
+
+def test_a_rank_that_closes_its_doctor_is_not_waited_for(trouble) -> None:
+    (event,) = trouble.events("leaves", "failure")
+    assert "closed" in event["error"]
+    assert "loss/flow" in trouble.of("leaves")["on"]["rets"][-1]
+    lines = (trouble.folder / "leaves" / "events.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
