@@ -8,7 +8,9 @@ detached and on their device, until the next due record takes them along in its 
 from __future__ import annotations
 
 import atexit
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +60,8 @@ class Doctor:
     model, optimizer: what is trained; one optimizer or a sequence. run: folder of the run, None keeps it in memory.
     heads: name to module, reported one by one. teacher, ema: modules that follow the model slowly, audited if given.
     kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
-    optimizer steps are measured in full, an int or a schedule. sinks: other trackers that get every record. gradients:
+    optimizer steps are measured in full: an int n, "log" (ever fewer), "1%" (as many as take this share of the time), a
+    function of the step, or a schedule (`probe.cadence`). sinks: other trackers that get every record. gradients:
     "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models, "off" for none;
     "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. strict: raise instead of recording a
     failure (tests).
@@ -80,7 +83,7 @@ class Doctor:
         teacher: nn.Module | None = None,
         ema: nn.Module | None = None,
         kinds: Mapping[str, str] | None = None,
-        every: int | Callable[[int], bool] | Schedule = 50,
+        every: int | str | Callable[[int], bool] | Schedule = 50,
         sinks: Sequence[Sink] = (),
         gradients: str = "auto",
         strict: bool = False,
@@ -105,6 +108,9 @@ class Doctor:
         )
         self.ret: dict[str, float] = {}
         self._schedule = schedule(every)
+        # A schedule by the clock is told how long steps take; the others cost no look at it.
+        self._took: Callable[[int, float], None] | None = getattr(self._schedule, "took", None)
+        self._closed_at = math.nan
         rank = 0 if ranks is None else ranks.rank
         self._weights: Mapping[str, float | Tensor] = {}
         self._pending = Pending()
@@ -419,6 +425,11 @@ class Doctor:
             if self._live is not None:
                 self._live.measured()
                 self._hand_on(self._live.news())
+        if self._took is not None:
+            now = time.perf_counter()
+            if not math.isnan(self._closed_at):
+                self._took(self._out.step, now - self._closed_at)
+            self._closed_at = now
         # Optimizers that take turns: after a due step the others get a measured step too, once.
         if self._schedule.due(self._out.step):
             self._owed, self._turns = frozenset(map(id, self._patient.optimizers)), len(self._patient.optimizers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.probe.cadence import LogSpaced, ShareOfTime
 
 
 class Schedule(Protocol):
@@ -78,13 +80,15 @@ class Together:
         self._plan = None
 
 
-def schedule(every: int | Callable[[int], bool] | Schedule) -> Schedule:
-    """An int n, a function of the step, or a schedule as it is."""
+def schedule(every: int | str | Callable[[int], bool] | Schedule) -> Schedule:
+    """An int n, "log", a share of the time such as "1%", a function of the step, or a schedule as it is."""
+    if isinstance(every, str):
+        return _named(every)
     if isinstance(every, bool) or not (isinstance(every, int) or callable(every) or hasattr(every, "due")):
         raise UsageError(
             mismatch(
                 "every= says which steps are measured in full",
-                "an int, a function step -> bool, or an object with due(step)",
+                _EVERY,
                 repr(every),
                 "use every=50",
             )
@@ -92,3 +96,17 @@ def schedule(every: int | Callable[[int], bool] | Schedule) -> Schedule:
     if isinstance(every, int):
         return Every(every)
     return every if hasattr(every, "due") else When(every)
+
+
+_EVERY = 'an int, "log", a share of the time such as "1%", a function step -> bool, or an object with due(step)'
+
+
+def _named(every: str) -> Schedule:
+    if every == "log":
+        return LogSpaced()
+    try:
+        return ShareOfTime(float(every.strip().removesuffix("%")) / (100 if every.strip().endswith("%") else math.nan))
+    except (ValueError, UsageError) as error:
+        raise UsageError(
+            mismatch("every= says which steps are measured in full", _EVERY, repr(every), "use every=50")
+        ) from error
