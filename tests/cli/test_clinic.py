@@ -78,6 +78,18 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     assert read(out)["left_out"] == {}
     assert "--no-left-out" in str(read(out)["command"])
 
+    more = call("--programs", "fake, other", "--seeds", "3", "--no-left-out", "--no-train", "--out", str(out))
+    assert more.exit_code == 0, more.output
+    assert begun(out) == 10
+    assert len(read(out)["cases"]) == 10  # type: ignore[arg-type]
+    assert "--no-train" in str(read(out)["command"])
+
+
+def test_nothing_is_there_to_be_judged(tmp_path: Path) -> None:
+    result = call("--programs", "fake", "--no-train", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "train first" in result.output
+
 
 def test_failures_are_shown_and_are_the_exit_code(tmp_path: Path) -> None:
     result = call("--programs", "dangerous", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path))
@@ -198,12 +210,12 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     while process.poll() is None and not (tmp_path / "clinic" / "slow-stuck-ema-0" / "half.txt").exists():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == "Stopped. The same command goes on where this one was."
     assert not (tmp_path / "clinic" / "clinic.json").exists()
     process = start("0")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert len(json.loads((tmp_path / "clinic" / "clinic.json").read_text())["cases"]) == 3

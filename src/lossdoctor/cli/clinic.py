@@ -40,6 +40,7 @@ INTERRUPTED = 130
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--left-out/--no-left-out", default=True)
+@click.option("--train/--no-train", default=True)
 @global_options
 @click.pass_context
 def command(
@@ -51,6 +52,7 @@ def command(
     jobs: int | None,
     out: Path,
     left_out: bool,
+    train: bool,
 ) -> None:
     """Its help text is in the message catalogues."""
     from lossdoctor.clinic.programs import PROGRAMS
@@ -60,13 +62,16 @@ def command(
     talk = settings(ctx)
     chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
     wanted = cases(chosen, _names(faults, "--faults"), seeds)
+    if not train:
+        wanted = _there(wanted, out)
     given = {"--seeds": str(seeds), "--programs": programs, "--faults": faults}
     asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items() if value is not None)]
     try:
         with _cases(talk) as phases:
             place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
             failed = _train(wanted, chosen, place)
-            clinic = Clinic([], failed, {}, " ".join(asked + ["--no-left-out"] * (not left_out)), _machine())
+            asked += ["--no-left-out"] * (not left_out) + ["--no-train"] * (not train)
+            clinic = Clinic([], failed, {}, " ".join(asked), _machine())
             clinic = _judge(clinic, wanted, place, left_out=left_out)
     except KeyboardInterrupt:
         click.echo(text("clinic.stopped", talk.lang))
@@ -138,6 +143,18 @@ def _chosen(programs: Sequence[Program], names: Sequence[str] | None) -> list[Pr
         if name not in known:
             raise UsageError(mismatch("There is no such program.", ", ".join(known), name, "name one of these"))
     return [program for program in programs if names is None or program.name in names]
+
+
+def _there(wanted: Sequence[Case], out: Path) -> list[Case]:
+    """Those that have been trained."""
+    from lossdoctor.clinic.case import trained
+
+    found = [case for case in wanted if trained(case, out)]
+    if not found:
+        raise UsageError(
+            mismatch("--no-train asks about trainings of before.", "some of them in --out", str(out), "train first")
+        )
+    return found
 
 
 def _train(wanted: Sequence[Case], programs: Sequence[Program], place: _Place) -> dict[Case, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,10 +91,11 @@ def as_markdown(clinic: Clinic, lang: str = "en") -> str:
 def _page(clinic: Clinic, say: Say) -> Iterator[str]:
     results = clinic.results
     pairs = {(result.case.program, result.case.fault) for result in results if result.case.fault != HEALTHY}
-    seeds = {case.seed for case in (*(result.case for result in results), *clinic.failed)}
+    cases = [*(result.case for result in results), *clinic.failed]
+    runs = Counter((case.program, case.fault) for case in cases)
     yield from (f"# {say('clinic.page.title')}", "", say("clinic.page.intro"), "")
     yield say("clinic.page.made", command=clinic.command, machine=clinic.machine)
-    yield say("clinic.page.size", pairs=len(pairs), seeds=len(seeds))
+    yield say("clinic.page.size", pairs=len(pairs), seeds=_range(runs.values()))
     if clinic.left_out:
         yield from ("", f"## {say('clinic.page.left_out')}", "", say("clinic.page.left_out.how"), "")
         scores = {program: score(one.results) for program, one in clinic.left_out.items()}
@@ -114,6 +116,11 @@ def _page(clinic: Clinic, say: Say) -> Iterator[str]:
         )
     yield from ("", f"## {say('clinic.page.rules')}", "", *_rules(results, say))
     yield from ("", f"## {say('clinic.page.wrong')}", "", *_wrong(clinic, say))
+
+
+def _range(counts: Iterable[int]) -> str:
+    """Both ends, or one number where all are the same."""
+    return "-".join(str(count) for count in sorted({min(counts, default=0), max(counts, default=0)}))
 
 
 def _scores(scores: Mapping[str, Score], every: Score, say: Say) -> Iterator[str]:
