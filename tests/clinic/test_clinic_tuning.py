@@ -87,10 +87,18 @@ def test_the_default_on_a_tie_else_what_is_right_most_often(
 
 
 def test_a_healthy_run_counts_for_ten(fakes: ModuleType, tmp_path: Path) -> None:
-    """Half the bar finds eleven faults and flags one healthy run: worth it, for nine faults it is not."""
-    for sick, expected in ((11, {"bar": 0.5}), (10, {}), (9, {})):
-        cases = ward(fakes, tmp_path, {("a", "weak-kl"): 0.7}, seeds=sick)
-        cases += ward(fakes, tmp_path, {("a", HEALTHY): 0.7, ("b", HEALTHY): 0.1})
+    """Twice the bar loses the faults and no longer flags one healthy run: worth it for nine faults."""
+    for sick, expected in ((11, {}), (10, {}), (9, {"bar": 2.0})):
+        cases = ward(fakes, tmp_path, {("a", "weak-kl"): 1.5}, seeds=sick)
+        cases += ward(fakes, tmp_path, {("a", HEALTHY): 1.5, ("b", HEALTHY): 0.1})
+        assert tuned(fakes.Level, cases, tmp_path)["b"] == expected
+
+
+def test_there_is_room_to_spare(fakes: ModuleType, tmp_path: Path) -> None:
+    """Half the bar finds the fault; a healthy run that half of that would flag is too near."""
+    for healthy, expected in ((0.3, {}), (0.2, {"bar": 0.5}), (0.7, {})):
+        cases = ward(fakes, tmp_path, {("a", "weak-kl"): 0.7}, seeds=20)
+        cases += ward(fakes, tmp_path, {("a", HEALTHY): healthy, ("b", HEALTHY): 0.1})
         assert tuned(fakes.Level, cases, tmp_path)["b"] == expected
 
 
@@ -141,7 +149,8 @@ def test_each_case_is_asked_once_per_setting(fakes: ModuleType, tmp_path: Path) 
 
     tuned(Counted, ward(fakes, tmp_path, {key: level for key, level in MIXED.items() if key[0] != "c"}), tmp_path)
     # Besides the bar, the rule has p = 0.0: the same at half and at twice.
-    assert sorted(asked) == [0.5] * 4 + [1.0] * 4 + [2.0] * 4
+    # Half would be taken, so the healthy ones are asked whether half of that leaves them alone.
+    assert sorted(asked) == [0.25] * 2 + [0.5] * 4 + [1.0] * 4 + [2.0] * 4
 
 
 def test_what_is_chosen_elsewhere_judges_the_program(fakes: ModuleType, tmp_path: Path) -> None:
