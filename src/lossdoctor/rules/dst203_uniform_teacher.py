@@ -70,16 +70,16 @@ class UniformTeacher(Rule):
         loss, most = the_loss(run), log_prototypes(run)
         value = run.now(f"loss/{loss}") if loss else math.nan
         pinned = abs(value - most) <= 0.02 * most
-        teacher, _ = temperatures(run)
+        teacher, student = temperatures(run)
         # A teacher that is at the usual temperature already must go below it.
         goal = float(f"{min(usual_teacher(run), teacher / 2 if teacher > 0 else math.inf):.1g}")
-        fixes: list[Fix] = [
-            to_temperature(run, "teacher_temp", goal),
-            edit("warm_up_teacher_temp"),
-            edit("freeze_last_layer"),
-        ]
-        if self._shrunk(run, *temperatures(run)):
-            fixes = [edit("hold_prototype_scale"), edit("freeze_last_layer")]
+        shrunk = self._shrunk(run, teacher, student)
+        fixes: list[Fix] = (
+            [edit("hold_prototype_scale")]
+            if shrunk
+            else [to_temperature(run, "teacher_temp", goal), edit("warm_up_teacher_temp")]
+        )
+        fixes.append(edit("freeze_last_layer"))
         return self.finding(
             say(
                 "rule.DST203.pinned" if pinned else "rule.DST203",
@@ -93,7 +93,7 @@ class UniformTeacher(Rule):
                 Evidence("ent/teacher_norm", middle(flatness), self.ceiling, **span(flatness)),
                 Evidence("ent/teacher_mi", middle(told), self.mi_floor, **span(told)),
             ),
-            causes=self._causes(run),
+            causes=self._causes(run, shrunk=shrunk),
             fixes=fixes,
             loss=loss,
             confirm=f"knob:teacher_temp={goal:g}",
@@ -105,11 +105,11 @@ class UniformTeacher(Rule):
         first, last = ends(run["distill/max_logit_over_temp"].values)
         return teacher < self.in_order * student and last < self.shrunk * first
 
-    def _causes(self, run: RunView) -> tuple[Cause, ...]:
+    def _causes(self, run: RunView, *, shrunk: bool) -> tuple[Cause, ...]:
         teacher, student = temperatures(run)
         codes = ["teacher-temperature-high", "unstable-training"]
-        if self._shrunk(run, teacher, student):
-            codes = ["logits-shrunk", "unstable-training", "teacher-temperature-high"]
+        if shrunk:
+            codes = ["logits-shrunk", *reversed(codes)]
         if moves(run) is False and teacher < student:
             codes.insert(0, "teacher-not-updated")
         if cold_student(run):
