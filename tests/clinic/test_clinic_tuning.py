@@ -13,6 +13,7 @@ import pytest
 from lossdoctor.clinic.case import HEALTHY, Case, Result, judge
 from lossdoctor.clinic.tuning import left_out, tuned
 from lossdoctor.rules import Clear, Outcome, Rule, RunView
+from lossdoctor.rules.rule import given
 
 Levels = dict[tuple[str, str], float]
 
@@ -136,6 +137,17 @@ def test_thresholds_of_all_types(fakes: ModuleType, tmp_path: Path) -> None:
     assert tuned(Strange, ward(fakes, tmp_path, MIXED), tmp_path) == {"a": {}, "b": {}, "c": {}}
     assert set(tried) == {(count, 0.0, True, "x") for count in (1, 3, 6)}
     assert all(type(count) is int for count, *_ in tried)
+
+
+def test_what_the_method_gives_is_not_chosen(fakes: ModuleType, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Given(fakes.Level):  # type: ignore[name-defined, misc]
+        bar: float = given(fakes.Level().bar)
+
+    cases = ward(fakes, tmp_path, MIXED)
+    assert tuned(fakes.Level, cases, tmp_path)["c"], "as any other it would be"
+    assert tuned(Given, cases, tmp_path) == {"a": {}, "b": {}, "c": {}}
+    assert Given.thresholds() == fakes.Level.thresholds(), "a user may still set it"
 
 
 def test_each_case_is_asked_once_per_setting(fakes: ModuleType, tmp_path: Path) -> None:

@@ -253,6 +253,27 @@ def test_a_changed_audit_is_told_at_the_next_due_step(model) -> None:
     assert [facts["accumulation"]["backwards"] for _, facts in told] == [1, 1, 2]
 
 
+@pytest.mark.parametrize(("inside", "between"), [(True, 2), (False, 0)])
+@pytest.mark.parametrize("gradients", ["exact", "off"])
+def test_an_ema_updated_between_the_backwards_of_a_step_is_audited(model, inside, between, gradients) -> None:
+    ema, optimizer = copy.deepcopy(model), sgd(model)
+
+    def follow() -> None:
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 0.1)
+
+    with ld.Doctor(model, optimizer, ema=ema, every=2, gradients=gradients, strict=True) as doctor:
+        for _ in range(4):
+            for micro in range(3):
+                doctor.backward(model.losses(torch.randn(8, 4)))
+                if inside or micro == 2:  # the last one comes after the backwards, which is late but once
+                    follow()
+            optimizer.step()
+            optimizer.zero_grad()
+        told = audits(doctor.run)
+    assert [facts["ema"]["updates_between"] for _, facts in told] == [between]
+
+
 def test_precision_is_audited_without_a_flow(model) -> None:
     optimizer = sgd(model)
     with ld.Doctor(model, optimizer, every=1, strict=True) as doctor:

@@ -62,7 +62,13 @@ def test_a_sound_run_has_nothing_to_tell() -> None:
     facts = look(model, torch.optim.AdamW(trained, lr=0.1), teacher=model.teacher, ema=ema)
     assert facts["optimizers"] == SOUND
     assert facts["teacher"] == {**STILL, "parameters": 4, "dtypes": {"float32": 4}}
-    assert facts["ema"] == {"parameters": 13, "requires_grad": 0, "aliased": 0, "dtypes": {"float32": 13}}
+    assert facts["ema"] == {
+        "parameters": 13,
+        "requires_grad": 0,
+        "aliased": 0,
+        "dtypes": {"float32": 13},
+        "updates_between": 0,
+    }
     head = {"trainable": 2, "frozen": 0, "in_optimizer": True, "weight_decay": 0.01, "lr": [0.1], "dtype": ["float32"]}
     assert facts["heads"] == {"a_head": head, "b_head": head}
     assert facts["weight_decay"] == {"default": 0.01}

@@ -376,6 +376,10 @@ def test_an_update_for_every_micro_batch_is_a_power_of_the_declared_decay() -> N
     finding = one(EmaStuck(), often, facts=audited(), knobs={"ema_decay": 0.99})
     assert codes(finding) == ["ema-per-micro-batch"]
     assert "updated 4 times" in str(finding.message)
+    ema = {"parameters": 4, "requires_grad": 0, "aliased": 0, "dtypes": {"float32": 4}, "updates_between": 3}
+    for knobs in ({}, {"ema_decay": 0.99}):
+        finding = one(EmaStuck(), often, facts=audited(ema=ema), knobs=knobs)
+        assert (finding.certainty, codes(finding)) == ("likely", ["ema-per-micro-batch"]), "seen, not concluded"
     assert clear(EmaStuck(), often, facts=audited()), "without a declared decay nothing is known"
 
 

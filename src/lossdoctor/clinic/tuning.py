@@ -1,6 +1,7 @@
 """Are the thresholds tuned to the programs they are shown on? Choose them on the others, and look at the one left out.
 
-Every rule is tuned by itself, one of its thresholds after the other: each is tried at half and at twice its default,
+Every rule is tuned by itself, one of its thresholds after the other, but for those that are given by the method and not
+chosen by anyone who looked at runs: each is tried at half and at twice its default,
 and the setting is kept that is right in most cases of the other programs, the one before on a tie. A rule is right in a
 sick case of a fault it stands for when it raises an alarm, and in a healthy case when it does not; a healthy case
 counts for ten. And there must be room to spare: a setting is not taken when one step further flags more healthy cases
@@ -105,7 +106,7 @@ def tuned(rule: type[Rule], cases: Iterable[Case], home: Path) -> dict[str, Thre
 def _best(rule: type[Rule], right: Callable[[Rule], int], quiet: Callable[[Rule], int]) -> Rule:
     best = rule()
     most = right(best)
-    for name, default in rule.thresholds().items():
+    for name, default in rule.set_by_runs().items():
         if isinstance(default, bool) or not isinstance(default, (int, float)):
             continue
         for factor in FACTORS:

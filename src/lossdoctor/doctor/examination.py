@@ -111,8 +111,9 @@ class Patient:
 class Examination:
     """One due step. Every part is guarded on its own: one that fails is switched off and the others go on.
 
-    losses: what each `backward` of the step was given, by name. backwards: how often it was called. passed_over: why
-    the gradients of this one step are not measured.
+    losses: what each `backward` of the step was given, by name. backwards: how often it was called. ema_between: how
+    many of them found the EMA changed since the one before. passed_over: why the gradients of this one step are not
+    measured.
     """
 
     patient: Patient
@@ -122,10 +123,12 @@ class Examination:
     readings: Readings = field(default_factory=dict)
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     backwards: int = 0
+    ema_between: int = 0
     passed_over: str | None = None
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
     _witness: nn.Parameter | None = None
+    _ema_version: int = 0
 
     def before_backward(
         self,
@@ -150,7 +153,7 @@ class Examination:
             scale = None if scaler is None else scaler.scale(one)
             if self._given_up(losses, foreign=backward is not None, scale=scale):
                 self.capture, self._ledger = self.capture.latest(), None
-                self.losses, self.backwards = {}, 0
+                self.losses, self.backwards, self.ema_between = {}, 0, 0
             self._note(losses)
             patient = self.patient
             if self._ledger is None:
@@ -172,6 +175,9 @@ class Examination:
         self._ledger = None
 
     def _note(self, losses: Mapping[str, Tensor]) -> None:
+        version = self.patient.auditor.ema_version()
+        self.ema_between += self.backwards > 0 and version != self._ema_version
+        self._ema_version = version
         self.backwards += 1
         for name, loss in losses.items():
             self.losses.setdefault(name, []).append(loss.detach())
@@ -261,7 +267,7 @@ class Examination:
     def _audit(self) -> None:
         if "audit" not in self.out.off:
             with self.out.guard("audit"):
-                facts = self.patient.auditor.news(self.capture.autocast, self.backwards)
+                facts = self.patient.auditor.news(self.capture.autocast, self.backwards, self.ema_between)
                 if facts is not None:
                     self.out.event("audit", facts=facts)
 

@@ -54,10 +54,12 @@ def audit(
     *,
     autocast: Autocast | None = None,
     backwards: int = 0,
+    ema_between: int = 0,
 ) -> Facts:
     """The facts as plain JSON; counts are of parameter tensors. To be taken after backward, when gradients are there.
 
     autocast: the state in which tensors were handed in. backwards: calls of `doctor.backward` in this optimizer step.
+    ema_between: how many of them found the EMA changed since the one before.
 
     `optimizers`: `missing` (names, at most 20), `missing_count`, `missing_with_grad`: trainable and in no optimizer;
     `missing_modules`: heads and top-level children with such a parameter, `missing_whole`: those with no other.
@@ -68,7 +70,7 @@ def audit(
     `teacher`, where given: `parameters`, `requires_grad`, `with_grad` (has a gradient now), `in_optimizer`, `aliased`
     (shares memory with a trained parameter), `training` (submodules in training mode that behave differently in it),
     `training_modules` (all in training mode), `dtypes`. `ema`, where given: `parameters`, `requires_grad`, `aliased`,
-    `dtypes`.
+    `dtypes`, `updates_between` (ema_between).
     `modes`: `model_training`, `frozen_batchnorm` (in evaluation mode inside a model in training mode).
     `dtypes`: dtype to count, without teacher and average. `autocast`: dtype or None. `accumulation`: `backwards`.
     """
@@ -93,7 +95,7 @@ def audit(
             "training_modules": len(training),
         }
     if ema is not None:
-        facts["ema"] = _copy(list(ema.parameters()), trained)
+        facts["ema"] = {**_copy(list(ema.parameters()), trained), "updates_between": ema_between}
     return {
         **facts,
         "modes": {
@@ -123,14 +125,15 @@ class Auditor:
     _watched: tuple[nn.Parameter, ...] = field(default=())
     _age: int = 0
 
-    def news(self, autocast: Autocast | None, backwards: int) -> Facts | None:
+    def news(self, autocast: Autocast | None, backwards: int, ema_between: int = 0) -> Facts | None:
         """The facts, when they are not those told last; a learning rate or a decay that changed is no news."""
         self._age += 1
-        if self._told is not None and self._age < REPEAT and self._signature(autocast, backwards) == self._sign:
+        sign = self._signature(autocast, backwards, ema_between)
+        if self._told is not None and self._age < REPEAT and sign == self._sign:
             return None
         tops = self._tops()
         self._watched = tuple({id(p): p for top in tops for p in top.parameters()}.values())
-        self._sign, self._age = self._signature(autocast, backwards), 0
+        self._sign, self._age = self._signature(autocast, backwards, ema_between), 0
         facts = audit(
             self.model,
             self.heads,
@@ -139,19 +142,25 @@ class Auditor:
             self.ema,
             autocast=autocast,
             backwards=backwards,
+            ema_between=ema_between,
         )
         if self._told is not None and _lasting(facts) == _lasting(self._told):
             return None
         self._told = facts
         return facts
 
+    def ema_version(self) -> int:
+        """Grows whenever a parameter of the EMA is written in place; writes through `.data` do not show."""
+        parameters = () if self.ema is None else self.ema.parameters()
+        return sum(p._version for p in parameters if not p.is_inference())
+
     def _tops(self) -> list[nn.Module]:
         return [top for top in (self.model, *self.heads.values(), self.teacher, self.ema) if top is not None]
 
-    def _signature(self, autocast: Autocast | None, backwards: int) -> tuple[Any, ...]:
+    def _signature(self, autocast: Autocast | None, backwards: int, ema_between: int) -> tuple[Any, ...]:
         held = tuple(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
         modes = tuple(top.training for top in self._tops())
-        return (backwards, _autocast(autocast), held, modes, tuple(p.requires_grad for p in self._watched))
+        return (backwards, ema_between, _autocast(autocast), held, modes, tuple(p.requires_grad for p in self._watched))
 
 
 def _lasting(facts: Facts) -> Facts:

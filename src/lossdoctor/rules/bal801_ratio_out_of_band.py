@@ -12,7 +12,7 @@ from lossdoctor.curves import Share, share_above, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -36,10 +36,10 @@ class RatioOutOfBand(Rule):
     needs = ("grad_weighted/<loss>",)
     kind = "velocity"
     depth = "consequence"
-    distill_low: float = 0.2  # the method's
-    distill_high: float = 0.5  # the method's
-    kl_low: float = 0.1  # the method's
-    kl_high: float = 0.3  # the method's
+    distill_low: float = given(0.2)  # the method's
+    distill_high: float = given(0.5)  # the method's
+    kl_low: float = given(0.1)  # the method's
+    kl_high: float = given(0.3)  # the method's
     far: float = 5.0  # docs/log.md, the clinic: a healthy distillation reached 1.6 times the velocity, 3 times its band
     kl_far: float = 10.0  # docs/log.md, the clinic: against several losses at once a KL at its balance reached 2.5
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end

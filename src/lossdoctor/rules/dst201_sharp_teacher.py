@@ -18,7 +18,7 @@ from lossdoctor.rules.distillation import (
 )
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -54,9 +54,9 @@ class SharpTeacher(Rule):
     code, name = "DST201", "sharp-teacher"
     needs = ("ent/teacher_norm", "ent/teacher_mi")
     explains = ("GRD102", "BAL801")
-    floor: float = 0.02  # the method's; a healthy demo ends at 0.016, so it does not decide alone
+    floor: float = given(0.02)  # the method's; a healthy demo ends at 0.016, so it does not decide alone
     mi_floor: float = 0.05  # nats; docs/log.md, the clinic: 2 to 3 healthy, under 0.03 where targets are all alike
-    weak: float = 0.05  # the method's limit of an error of GRD102
+    weak: float = given(0.05)  # the method's limit of an error of GRD102
     cold: float = 0.05  # docs/log.md, the clinic: 0.4 to 0.7 in DINO, 0.01 in the faulty program
     persistent: float = 0.75  # most of the measured steps
 

@@ -16,7 +16,7 @@ from lossdoctor.rules.distillation import (
 )
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import scale_weight
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -40,7 +40,7 @@ class SaturatedStudent(Rule):
     kind = "distill"
     explains = ("DST203", "DST208", "GRD102", "GRD103", "BAL801", "OPT704")
     floor: float = 0.02  # as DST201
-    weak: float = 0.05  # the method's limit of an error of GRD102
+    weak: float = given(0.05)  # the method's limit of an error of GRD102
     persistent: float = 0.75  # most of the measured steps
 
     def check(self, run: RunView) -> Outcome:

@@ -13,7 +13,7 @@ from lossdoctor.rules.finding import Cause, Evidence, Finding, Fix, Outcome, Sev
 from lossdoctor.rules.fixes import balance, edit, scale_knob, scale_rate, scale_weight
 from lossdoctor.rules.heads import heads_of
 from lossdoctor.rules.posterior import role
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -41,9 +41,9 @@ class WeakGradient(Rule):
     code, name = "GRD102", "weak-gradient"
     needs = ("grad_weighted/<loss>", "grad/total")
     explains = ("BAL801", "VEL401", "PST301", "PST302", "PST305")
-    distill: float = 0.10  # the method's
-    distill_error: float = 0.05  # the method's
-    velocity: float = 0.10  # the method's
+    distill: float = given(0.10)  # the method's
+    distill_error: float = given(0.05)  # the method's
+    velocity: float = given(0.10)  # the method's
     kl: float = 1e-3  # docs/log.md, the clinic: healthy 0.26 to 0.65, at 1e-4 of the weight 2e-5 to 2e-4
     far_from_prior: float = 0.5  # nats per dimension; docs/log.md, the clinic: 0.09 healthy, 2.3 without a KL
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end

@@ -10,7 +10,7 @@ from lossdoctor.curves import share_above
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Clear, Evidence, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -34,7 +34,7 @@ class DominantGradient(Rule):
     code, name = "GRD103", "dominant-gradient"
     needs = ("grad_weighted/<loss>",)
     explains = ("GRD102", "BAL801", "VEL401", "PST301", "PST302", "PST305")
-    share: float = 0.95  # the method's
+    share: float = given(0.95)  # the method's
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 
     def check(self, run: RunView) -> Outcome:

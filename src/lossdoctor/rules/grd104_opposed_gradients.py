@@ -8,7 +8,7 @@ from lossdoctor.curves import Share, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import ablate, balance
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import strengths
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -33,7 +33,7 @@ class OpposedGradients(Rule):
     code, name = "GRD104", "opposed-gradients"
     needs = (PAIR, "grad_weighted/<loss>")
     explains = ("GRD106",)
-    cosine: float = -0.3  # the method's
+    cosine: float = given(-0.3)  # the method's
     cancelling: float = -0.7  # docs/log.md, the clinic: no healthy pair without a KL under 0; an opposed pair at -0.99
     comparable: float = 0.05  # below it the weaker one bends the direction of the sum by under 3 degrees
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end

@@ -10,7 +10,7 @@ from lossdoctor.curves import share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Clear, Evidence, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import balance, edit, scale_rate
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import causes_of, strengths
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -31,7 +31,7 @@ class ClipAlwaysActive(Rule):
 
     code, name = "GRD107", "clip-always-active"
     needs = ("grad/clip_ratio", "grad/total")
-    ratio: float = 0.5  # the method's
+    ratio: float = given(0.5)  # the method's
     hard: float = 0.1  # docs/log.md, the clinic: a clip at 1 / 100 of the norm gives 0.01
     hidden: float = 10.0  # pitfalls seen elsewhere: a clip that hid an imbalance of 10
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end

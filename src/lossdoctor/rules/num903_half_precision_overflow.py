@@ -8,7 +8,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit, scale_knob
 from lossdoctor.rules.precision import stored_in_float16, uses_float16
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.view import RunView, span
 
 LOGITS = "distill/max_logit_over_temp"
@@ -34,8 +34,8 @@ class HalfPrecisionOverflow(Rule):
     needs = (LOGITS,)
     depth = "root"
     explains = ("NUM901",)
-    float16: float = 11.0  # exp(11.09) is the largest float16
-    float32: float = 88.0  # exp(88.7) is the largest float32
+    float16: float = given(11.0)  # exp(11.09) is the largest float16
+    float32: float = given(88.0)  # exp(88.7) is the largest float32
     least: int = 3  # no single outlier
     sharp: float = 0.02  # teacher temperature under which it is to blame; DINO's is 0.04 to 0.07
 

@@ -10,7 +10,7 @@ from lossdoctor.curves import Share, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import factor_to
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -33,7 +33,7 @@ class HeadNotMoving(Rule):
 
     code, name = "OPT701", "head-not-moving"
     needs = (f"{RATIO} or audit:heads",)
-    ratio: float = 1e-5  # the method's
+    ratio: float = given(1e-5)  # the method's
     decayed: float = 0.01  # schedules end at 0 to 0.05 of their peak
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 

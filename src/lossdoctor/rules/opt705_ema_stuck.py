@@ -28,8 +28,9 @@ class EmaStuck(Rule):
     Cause: its update is never called, or called for every micro-batch; it is kept in half precision, where small
     changes are rounded away; or it is the model itself.
     Evidence: `ema/momentum` is exactly 1 at all of at least `least` measured steps while `ema/distance` rises; or the
-    audit finds parameters of the EMA in half precision, or sharing memory with the model; or the momentum is a power of
-    the decay that the script declared with `lossdoctor.knob("ema", ...)`, in most steps to within `near`.
+    audit finds parameters of the EMA in half precision, or sharing memory with the model, or written to between the
+    backwards of one step; or the momentum is a power of the decay that the script declared with
+    `lossdoctor.knob("ema", ...)`, in most steps to within `near`.
     Fix: one update after every optimizer step, on a deep copy in float32.
     Ignore when: the EMA is updated every k-th step on purpose, and k shares a factor with the measured steps.
     Confirm: ema/momentum is the configured decay once this is right
@@ -48,7 +49,7 @@ class EmaStuck(Rule):
         found = [
             *self._facts(run.facts.get("ema") or {}),
             *self._not_updated(run),
-            *self._several_updates(run),
+            *(self._between(run) or self._several_updates(run)),
         ]
         momentum = run.settled("ema/momentum")
         if not found and "ema" not in run.facts and len(momentum) < self.least:
@@ -93,6 +94,23 @@ class EmaStuck(Rule):
                 severity="error",
                 certainty="likely",
             )
+
+    def _between(self, run: RunView) -> list[Finding]:
+        """The EMA was written to between the backwards of one step: seen, whatever decay was declared."""
+        updates = int((run.facts.get("ema") or {}).get("updates_between") or 0)
+        backwards = int((run.facts.get("accumulation") or {}).get("backwards") or 0)
+        if not updates:
+            return []
+        return [
+            self.finding(
+                say("rule.OPT705.between", updates=updates, backwards=backwards),
+                evidence=(Evidence("audit/ema/updates_between", float(updates), 0.0),),
+                causes=(Cause("ema-per-micro-batch"),),
+                fixes=(edit("update_ema_once"),),
+                subject="often",
+                certainty="likely",
+            )
+        ]
 
     def _several_updates(self, run: RunView) -> Iterator[Finding]:
         declared = next((decay for name in _DECAYS if (decay := run.knob(name)) is not None and 0 < decay < 1), None)

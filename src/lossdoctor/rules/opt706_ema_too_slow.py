@@ -9,7 +9,7 @@ import numpy as np
 
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit
-from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -28,7 +28,7 @@ class EmaTooSlow(Rule):
     code, name = "OPT706", "ema-too-slow"
     needs = ("ema/momentum",)
     depth = "root"
-    residue: float = 0.1  # the method's
+    residue: float = given(0.1)  # the method's
     apart: float = 0.02  # of the weights; nearer it does not matter. docs/log.md, the clinic: slow ones 0.16 to 0.30
 
     def check(self, run: RunView) -> Outcome:

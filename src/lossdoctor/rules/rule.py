@@ -16,6 +16,14 @@ HEADINGS = ("Symptom", "Cause", "Evidence", "Fix", "Ignore when", "Confirm")
 """The parts of a page, in this order, each at the beginning of a line of the docstring."""
 
 
+def given(default: float) -> Any:
+    """A threshold that the method, or a number format, gives: nobody looked at a run to set it.
+
+    A user may set it like any other; the clinic, which asks what looking at runs is worth, does not choose it anew.
+    """
+    return dataclasses.field(default=default, metadata={"given": True})
+
+
 @dataclass(frozen=True)
 class Rule:
     """A question to one run. Thresholds are dataclass fields, so that a user can set them.
@@ -79,6 +87,11 @@ class Rule:
     def thresholds(cls) -> dict[str, Any]:
         """The fields a user can set, with their defaults."""
         return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def set_by_runs(cls) -> dict[str, Any]:
+        """Those of them that were set by looking at runs."""
+        return {field.name: field.default for field in dataclasses.fields(cls) if not field.metadata.get("given")}
 
     @classmethod
     def page(cls) -> str:
