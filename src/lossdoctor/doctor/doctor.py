@@ -27,6 +27,7 @@ from lossdoctor.doctor.live import LiveDiagnosis, told
 from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
+from lossdoctor.doctor.trial import trial_of
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
@@ -69,6 +70,7 @@ class Doctor:
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
     called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
 
+    In an experiment the environment names the arm, the folder of the run and its end; see `probe.experiment`.
     Raises UsageError for heads, kinds or schedules that cannot be, RunExistsError when the folder holds another run. A
     folder that cannot be written gives one warning, and the records stay in memory.
     """
@@ -94,6 +96,10 @@ class Doctor:
     ) -> None:
         optimizers, checked = check_optimizers(optimizer), check_heads(model, heads or {})
         ranks = ranks_of(model)
+        if (trial := trial_of(checked, optimizers)) is not None:
+            run, resume, every = trial.run or run, False, trial.experiment.every or every
+            sinks, live = (), False  # an experiment is not the run that is being followed
+        self._trial = trial
         self._patient = Patient(
             model=model,
             optimizers=optimizers,
@@ -128,6 +134,7 @@ class Doctor:
             **self._facts(),
             **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
             **(meta or {}),
+            **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
         if unsketched and gradients == "sketch":
@@ -146,7 +153,8 @@ class Doctor:
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
-        self._hooks = [
+        self._hooks = [] if trial is None else trial.hooks(optimizers)
+        self._hooks += [
             hook
             for one in self._patient.optimizers
             for hook in (
@@ -238,6 +246,8 @@ class Doctor:
         """
         given = named_losses(losses)
         factors = named_weights(losses, given, weights or {})
+        if self._trial is not None:
+            factors = self._trial.weights(losses, factors, self._out.step)
         total = weighted_total(given, factors)
         examination = None
         if not self._closed:
@@ -441,6 +451,9 @@ class Doctor:
         if self._examination is not None and "steps" not in self._out.off:
             with self._out.guard("steps"):
                 self._patient.arm()
+        if self._trial is not None and self._trial.stepped():
+            self.close()
+            raise SystemExit(0)
 
     def _records(self, examination: Examination | None) -> list[Record]:
         """Pending scalars and the readings of a due step, through one copy to the host, one record per step."""

@@ -6,7 +6,6 @@ once when the step is not due, without touching a tensor.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossdoctor.probe.experiment import current
 from lossdoctor.probe.snapshot import Velocity
 
 T = TypeVar("T")
@@ -101,12 +101,20 @@ def log(values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor
 
 
 def condition(c: T) -> T:
-    """Pass a condition through. Written around the condition, it lets an experiment arm replace it."""
-    return c
+    """Pass a condition through; in an experiment with the arm `shuffle:cond`, its rows in another order.
+
+    c: a tensor, or a nest of tensors and lists, with the batch as first axis. Conditions of one optimizer step are
+    shuffled alike.
+    """
+    if (experiment := current()) is None:
+        return c
+    return experiment.condition(c, _listeners[-1].step if _listeners else 0)
 
 
 def knob(name: str, value: T) -> T:
-    """Pass a setting through, and note its name and value in the run's meta data."""
+    """Pass a setting through, and note its name and value in the run's meta data; an experiment arm may change it."""
+    if (experiment := current()) is not None:
+        value = experiment.knob(name, value)
     if _listeners:
         _listeners[-1].knob(name, value)
     return value
@@ -114,8 +122,10 @@ def knob(name: str, value: T) -> T:
 
 def seed_everything(default: int) -> int:
     """Seed python, numpy and torch on all devices; returns the seed. `LOSSDOCTOR_SEED`, set by an experiment, wins."""
-    text = os.environ.get("LOSSDOCTOR_SEED", "")
-    seed = int(text) if text.lstrip("-").isdigit() else int(default)
+    seed = int(default)
+    if (experiment := current()) is not None:
+        experiment.seeded = True
+        seed = seed if experiment.seed is None else experiment.seed
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

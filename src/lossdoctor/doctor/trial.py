@@ -1,0 +1,68 @@
+"""A doctor's part in an experiment: its run, its schedule, what the arm does to weights and rates, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.probe.experiment import Experiment, Rates, current, rates
+
+
+@dataclass(slots=True)
+class Trial:
+    """One training under one arm. run: the folder of its record, None where the script says. done: steps so far."""
+
+    experiment: Experiment
+    run: Path | None
+    rates: Rates
+    done: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What meta.json says of it."""
+        told = {"arm": str(self.experiment.arm), "seed": self.experiment.seed, "seeded": self.experiment.seeded}
+        return {"experiment": {**told, "steps": self.experiment.steps}}
+
+    def weights(
+        self, losses: Iterable[str], weights: Mapping[str, float | Tensor], step: int
+    ) -> dict[str, float | Tensor]:
+        """See `Experiment.weights`."""
+        return self.experiment.weights(losses, weights, step)
+
+    def hooks(self, optimizers: Sequence[Optimizer]) -> list[RemovableHandle]:
+        """On every optimizer whose rates the arm changes; to be put there before those that look at the rates."""
+        if not self.rates.changes:
+            return []
+        before = [one.register_step_pre_hook(lambda of, args, kwargs: self.rates.before(of)) for one in optimizers]
+        after = [one.register_step_post_hook(lambda of, args, kwargs: self.rates.after(of)) for one in optimizers]
+        return [*before, *after]
+
+    def stepped(self) -> bool:
+        """Count a step; whether it was the last. Raises UsageError after the first for what the script lacks."""
+        self.done += 1
+        if self.done == 1:
+            self.experiment.check_asked()
+        return self.experiment.steps is not None and self.done >= self.experiment.steps
+
+
+def trial_of(heads: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> Trial | None:
+    """The trial of a doctor that begins now; None outside of an experiment. Raises UsageError for an unknown head."""
+    if (experiment := current()) is None:
+        return None
+    if found := experiment.arm.of("balance"):
+        raise UsageError(
+            mismatch(
+                f"{found[0]} cannot be applied yet",
+                "an arm that changes weights, rates, knobs or the condition",
+                str(found[0]),
+                "leave it out of --arms",
+            )
+        )
+    return Trial(experiment, experiment.folder(), rates(experiment.arm, heads, optimizers))
