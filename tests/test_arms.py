@@ -43,8 +43,8 @@ def test_names_of_losses_and_numbers_survive(factor: float, loss: str) -> None:
     "text",
     [
         "", "flow", "only", "only:", "drop:kl", "weight:kl", "weight:kl*", "weight:*2", "weight:kl*two",
-        "weight:kl*inf", "weight:kl=nan", "shuffle:labels", "warmup:kl*3", "warmup:kl=0", "without:kl+", "+", "without:kl++only:flow",
-        "lr:a*b*2*",
+        "weight:kl*inf", "weight:kl=nan", "shuffle:labels", "warmup:kl*3", "warmup:kl=0", "without:kl+", "+",
+        "without:kl++only:flow", "lr:a*b*2*",
     ],
 )  # fmt: skip
 def test_other_texts_are_refused_with_the_forms(text: str) -> None:

@@ -228,7 +228,8 @@ def test_after_its_steps_the_process_ends(monkeypatch: pytest.MonkeyPatch, tmp_p
     run = ld.Run.open(tmp_path / "x")
     assert not (tmp_path / "own").exists(), "the script's own folder is left alone"
     assert run["loss/a"].steps.tolist() == run["grad/total"].steps.tolist() == [0, 1, 2, 3]
-    assert run.meta["experiment"] == {"arm": "only:a", "seed": 7, "seeded": True, "steps": 4}
+    told = {"arm": "only:a", "seed": 7, "seeded": True, "steps": 4, "conditions": True, "knobs": ["w_b"]}
+    assert run.meta["experiment"] == told
 
 
 def test_two_doctors_of_one_script_have_a_folder_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

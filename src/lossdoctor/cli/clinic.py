@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lossdoctor.cli.folders import written
-from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.cli.options import global_options, settings
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import text
 
@@ -55,6 +55,7 @@ def command(
     train: bool,
 ) -> None:
     """Its help text is in the message catalogues."""
+    from lossdoctor.cli.progress import Counted
     from lossdoctor.clinic.programs import PROGRAMS
     from lossdoctor.clinic.table import Clinic
     from lossdoctor.clinic.ward import cases
@@ -67,7 +68,7 @@ def command(
     given = {"--seeds": str(seeds), "--programs": programs, "--faults": faults}
     asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items() if value is not None)]
     try:
-        with _cases(talk) as phases:
+        with Counted(talk.console(), talk.lang) as phases:
             place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
             failed = _train(wanted, chosen, place)
             asked += ["--no-left-out"] * (not left_out) + ["--no-train"] * (not train)
@@ -78,18 +79,6 @@ def command(
         ctx.exit(INTERRUPTED)
     _tell(clinic, out, talk.lang)
     ctx.exit(2 if clinic.failed else 0)
-
-
-def _cases(talk: Settings) -> Phases:
-    """Phases that count cases: how many steps a second is nothing to tell of them."""
-    from lossdoctor.cli.progress import Phases
-    from lossdoctor.report.wording import duration
-
-    class Cases(Phases):
-        def _speed(self, rate: float | None, left: float | None) -> str:
-            return text("progress.left", self._lang, left=duration(left, self._lang)) if left else ""
-
-    return Cases(talk.console(), talk.lang)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +174,9 @@ def _judge(clinic: Clinic, wanted: Sequence[Case], place: _Place, *, left_out: b
 
 def _tell(clinic: Clinic, out: Path, lang: str) -> None:
     from lossdoctor.clinic.case import LOCKS
-    from lossdoctor.clinic.lock import alone
     from lossdoctor.clinic.score import score
     from lossdoctor.clinic.table import as_json, as_markdown
+    from lossdoctor.store.alone import alone
 
     page = as_markdown(clinic, lang)
     with alone(out / LOCKS / "tables"):

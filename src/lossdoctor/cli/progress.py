@@ -75,6 +75,13 @@ def _told(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
+class Counted(Phases):
+    """Phases that count whole things, such as trainings: how many of them a second is nothing to tell."""
+
+    def _speed(self, rate: float | None, left: float | None) -> str:
+        return text("progress.left", self._lang, left=duration(left, self._lang)) if left else ""
+
+
 class _Bars(Progress):
     """One bar per phase, the newest losses in a line below."""
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lossdoctor.clinic.faults import BY_NAME
-from lossdoctor.clinic.lock import alone
 from lossdoctor.clinic.program import Program
 from lossdoctor.clinic.recorded import Recorded
 from lossdoctor.diagnose import Diagnosis, configured, diagnose
 from lossdoctor.errors import RunError, RunWriteError, mismatch
 from lossdoctor.rules import Rule, RunView
 from lossdoctor.store import Run, UnknownMetricError
+from lossdoctor.store.alone import alone
 
 HEALTHY = "healthy"
 PREFIXES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)

@@ -347,6 +347,8 @@ class Doctor:
         if self._live is not None:
             self._out.flush()
             self._hand_on(self._live.close())
+        if self._trial is not None:
+            self._out.describe(**self._trial.facts)
         self._closed = True
         atexit.unregister(self._at_exit)
         observe.deactivate(self)

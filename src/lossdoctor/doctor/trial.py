@@ -26,9 +26,10 @@ class Trial:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What meta.json says of it."""
-        told = {"arm": str(self.experiment.arm), "seed": self.experiment.seed, "seeded": self.experiment.seeded}
-        return {"experiment": {**told, "steps": self.experiment.steps}}
+        """What meta.json says of it; what the script hands in is known at the end."""
+        own = self.experiment
+        told = {"arm": str(own.arm), "seed": own.seed, "seeded": own.seeded, "steps": own.steps}
+        return {"experiment": {**told, "conditions": own.conditions > 0, "knobs": sorted(own.knobs)}}
 
     def weights(
         self, losses: Iterable[str], weights: Mapping[str, float | Tensor], step: int

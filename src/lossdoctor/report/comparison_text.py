@@ -65,5 +65,5 @@ class Sides:
         for one in shifts:
             between = f"{number(one.low, digits=2)} .. {number(one.high, digits=2)}"
             surely = [f"{one.p:.1g}"] if self._shown is None else []
-            rows.add_row(visible(one.name), number(one.a), number(one.b), between, *surely, one.better.upper())
+            rows.add_row(Text(visible(one.name)), number(one.a), number(one.b), between, *surely, one.better.upper())
         return rows

@@ -1,0 +1,1 @@
+"""Paired short runs of one script: what each loss, and the condition, is really good for."""

@@ -1,0 +1,123 @@
+"""`lossdoctor ablate`: train a script under several arms and see what each one does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lossdoctor.cli.folders import written
+from lossdoctor.cli.options import global_options, settings
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.messages import text
+
+if TYPE_CHECKING:
+    from lossdoctor.ablate.ablation import Ablation
+    from lossdoctor.ablate.local import Outcome
+    from lossdoctor.cli.progress import Phases
+
+HOME = Path("runs/ablation")
+MEASURED = 20
+"""Measured steps of a trial."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+@click.command("ablate")
+@click.option("--arms", metavar="ARM,..")
+@click.option("--steps", type=click.IntRange(min=1), default=200)
+@click.option("--seeds", type=click.IntRange(min=1), default=3)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N")
+@click.option("--devices", metavar="ID,..")
+@click.option("--retries", type=click.IntRange(min=0), default=1)
+@click.option("--engine", type=click.Choice(["local"]), default="local")
+@click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@click.option("--verbose", "-v", is_flag=True)
+@click.argument("script", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND ...")
+@global_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    arms: str | None,
+    steps: int,
+    seeds: int,
+    jobs: int | None,
+    devices: str | None,
+    retries: int,
+    engine: str,
+    out: Path,
+    form: str,
+    verbose: bool,
+    script: tuple[str, ...],
+) -> None:
+    """Its help text is in the message catalogues."""
+    from lossdoctor.ablate.ablation import ablate
+    from lossdoctor.ablate.local import Local
+    from lossdoctor.ablate.trial import Plan
+    from lossdoctor.cli.progress import Counted
+    from lossdoctor.report.ablation_text import Answers
+
+    if not script:
+        raise UsageError(
+            mismatch("ablate trains a script", "-- and its command", "nothing", "lossdoctor ablate -- python train.py")
+        )
+    talk = settings(ctx)
+    slots = _listed(devices)
+    plan = Plan(script, out, steps, max(1, steps // MEASURED))
+    local = Local(jobs or len(slots) or 1, slots, retries)
+    try:
+        with Counted(talk.console(err=form == "json"), talk.lang) as phases:
+            teller = _Teller(phases, talk.lang)
+            wanted = None if arms is None else _listed(arms)
+            done = ablate(plan, local, arms=wanted, seeds=seeds, tell=teller.tell, begin=teller.begin)
+    except KeyboardInterrupt:
+        click.echo(text("ablate.stopped", talk.lang), err=True)
+        ctx.exit(INTERRUPTED)
+    found = done.as_json(talk.lang)
+    answer = json.dumps(found, ensure_ascii=False, indent=2)
+    written(out / "effects.json", answer)
+    if form == "json":
+        click.echo(answer)
+    else:
+        talk.console().print(Answers(found, talk.lang, verbose=verbose))
+        click.echo("\n" + text("ablate.saved", talk.lang, path=out / "effects.json"))
+    if done.failed:
+        click.echo(text("ablate.lost", talk.lang, n=len(done.failed), out=out), err=True)
+    ctx.exit(_code(done))
+
+
+@dataclass(slots=True)
+class _Teller:
+    """Shows how far the trials are, and those that fail."""
+
+    phases: Phases
+    lang: str
+    phase: tuple[str, int] = ("", 0)
+    done: int = 0
+
+    def begin(self, phase: str, trials: int) -> None:
+        self.phase, self.done = (phase, trials), 0
+        if trials:
+            self.phases.at(phase, 0, trials)
+
+    def tell(self, outcome: Outcome) -> None:
+        if outcome.failure is not None:
+            trial = outcome.trial
+            self.phases.say(text("ablate.failed", self.lang, arm=trial.arm, seed=trial.seed, reason=outcome.failure))
+        self.done += 1
+        self.phases.at(self.phase[0], self.done, self.phase[1])
+
+
+def _listed(given: str | None) -> list[str]:
+    return [part.strip() for part in (given or "").split(",") if part.strip()]
+
+
+def _code(done: Ablation) -> int:
+    if done.failed:
+        return 2
+    return 1 if any(answer.verdict == "no" for answer in done.answers) else 0

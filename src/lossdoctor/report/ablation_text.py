@@ -1,0 +1,117 @@
+"""The answers of an ablation for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lossdoctor.arms import BASELINE
+from lossdoctor.keys import describe
+from lossdoctor.messages import text
+from lossdoctor.report.wording import number, visible
+
+SHOWN = 4
+"""Effects told of an arm."""
+_INNER = ("gradient", "step")
+"""Families that say how a run gets on, not what comes of it."""
+_STYLES = {"yes": "green", "no": "bold red", "undecided": "yellow"}
+
+
+class Answers:
+    """Something rich can print. found: `lossdoctor/effects@1`. verbose: also effects that may be chance."""
+
+    def __init__(self, found: Mapping[str, Any], lang: str = "en", *, verbose: bool = False) -> None:
+        self._found = found
+        self._lang = lang
+        self._verbose = verbose
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found, lang = self._found, self._lang
+        seeds = max((len(arm["seeds"]) for arm in found["arms"]), default=0)
+        command = visible(" ".join(found["command"]))
+        yield Text(text("ablate.title", lang, steps=found["steps"], seeds=seeds, command=command), style="bold")
+        yield ""
+        yield Text(text("ablate.expectations", lang), style="bold")
+        yield self._expectations() if found["expectations"] else Text(text("ablate.none_expected", lang), style="dim")
+        yield ""
+        yield Text(text("ablate.effects", lang), style="bold")
+        yield from self._effects()
+        yield from self._remarks(seeds)
+
+    def _expectations(self) -> Table:
+        rows = self._table("arm", "question")
+        rows.add_column(text("ablate.column.values", self._lang), justify="right", no_wrap=True)
+        rows.add_column(text("ablate.column.answer", self._lang))
+        for one in self._found["expectations"]:
+            effect = one["effect"]
+            values = "" if effect is None else f"{number(effect['baseline'])} -> {number(effect['arm'])}"
+            rows.add_row(Text(visible(one["arm"])), Text(one["text"]), values, self._answer(one))
+        return rows
+
+    def _answer(self, one: Mapping[str, Any]) -> Text:
+        effect, verdict = one["effect"], one["verdict"]
+        if effect is None:
+            return Text(text("ablate.not_measured", self._lang), style="dim")
+        needed = effect["pairs_needed"]
+        if verdict == "undecided" and needed and needed > effect["pairs"]:
+            return Text(text("ablate.more_seeds", self._lang, n=needed), style=_STYLES[verdict])
+        return Text(text(f"ablate.verdict.{verdict}", self._lang), style=_STYLES[verdict])
+
+    def _effects(self) -> Iterator[RenderableType]:
+        rows = self._table("arm")
+        rows.add_column(text("column.metric", self._lang), no_wrap=True)
+        for column in ("baseline", "difference", "interval"):
+            rows.add_column(text(f"ablate.column.{column}", self._lang), justify="right", no_wrap=True)
+        more = 0
+        for arm in self._found["arms"]:
+            if arm["arm"] == BASELINE:
+                continue
+            told = list(arm["effects"].items()) if self._verbose else _largest(arm["effects"])
+            more += 0 if self._verbose else max(0, len(told) - SHOWN)
+            for i, (name, effect) in enumerate(told if self._verbose else told[:SHOWN]):
+                low, high = effect["low"], effect["high"]
+                between = "" if low is None else f"{number(low, digits=2)} .. {number(high, digits=2)}"
+                middle = f"{'+' if effect['difference'] > 0 else ''}{number(effect['difference'])}"
+                label = Text("" if i else visible(arm["arm"]))
+                rows.add_row(label, Text(visible(name)), number(effect["baseline"]), middle, between)
+        yield rows if rows.row_count else Text(text("ablate.no_effects", self._lang), style="dim")
+        if more:
+            yield Text(text("ablate.more", self._lang, n=more), style="dim")
+
+    def _remarks(self, seeds: int) -> Iterator[Text]:
+        found, lang = self._found, self._lang
+        said = [
+            text("ablate.one_seed", lang) if seeds == 1 else "",
+            "" if found["seeded"] else text("ablate.unseeded", lang),
+            "" if found["conditioned"] else text("ablate.unconditioned", lang),
+        ]
+        for sentence in filter(None, said):
+            yield Text("\n" + sentence, style="dim")
+
+    def _table(self, *columns: str) -> Table:
+        rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in columns:
+            rows.add_column(text(f"ablate.column.{column}", self._lang), overflow="fold")
+        return rows
+
+
+def _largest(effects: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The clear effects on what a loss is there for, the largest for their size first; of several step counts one."""
+    finest: dict[str, int] = {}
+    for name in effects:
+        start, at, steps = name.partition("@")
+        if at:
+            finest[start] = max(finest.get(start, 0), int(steps))
+    found = []
+    for name, effect in effects.items():
+        key, (start, at, steps) = describe(name), name.partition("@")
+        inner = key is None or key.family in _INNER or name == "loss/total"
+        clear = effect["low"] is not None and (effect["low"] > 0 or effect["high"] < 0)
+        if clear and not inner and not (at and int(steps) < finest[start]):
+            size = max(abs(effect["baseline"]), abs(effect["arm"]))
+            found.append((abs(effect["difference"]) / size, name, effect))
+    return [(name, effect) for _, name, effect in sorted(found, key=lambda one: -one[0])]
