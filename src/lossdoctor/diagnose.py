@@ -133,7 +133,7 @@ def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, na
     view = run if isinstance(run, RunView) else RunView(run)
     asked = configured() if rules is None else tuple(rules)
     outcomes = {rule.code: (rule, _judge(rule, view)) for rule in asked}
-    outcomes = _without_chance(outcomes)
+    outcomes = _settled(_without_chance(outcomes), view)
     found = [f for rule, outcome in outcomes.values() if isinstance(outcome, Fired) for f in outcome.findings]
     path = getattr(run, "path", None)
     return Diagnosis(
@@ -265,6 +265,31 @@ def _tests(outcomes: Iterable[Outcome]) -> Iterator[float]:
             yield from outcome.p
         if isinstance(outcome, Fired):
             yield from (finding.p for finding in outcome.findings if finding.p is not None)
+
+
+# Experiments
+
+
+def _settled(outcomes: dict[str, tuple[Rule, Outcome]], run: RunView) -> dict[str, tuple[Rule, Outcome]]:
+    """What experiments have said of this run's findings since: some are confirmed, some withdrawn."""
+    told = {
+        (event.get("code"), event.get("loss"), event.get("subject")): event
+        for event in run.events
+        if event.get("kind") == "experiment"
+    }
+    settled = dict(outcomes)
+    for code, (rule, outcome) in outcomes.items() if told else ():
+        if isinstance(outcome, Fired):
+            kept = []
+            for finding in outcome.findings:
+                event = told.get((finding.code, finding.loss, finding.subject), {})
+                certainty = event.get("certainty", finding.certainty)
+                if certainty in CERTAINTIES:
+                    kept.append(replace(finding, certainty=certainty))
+            # Nothing is lost: a rule whose findings are all withdrawn says so.
+            gone = Skipped(say("skip.withdrawn"))
+            settled[code] = (rule, replace(outcome, findings=tuple(kept)) if kept else gone)
+    return settled
 
 
 # Putting findings together

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from lossdoctor.ablate.effects import Effect, effect, outcomes
 from lossdoctor.ablate.expectations import Answer, Runs, answers, default_arms
+from lossdoctor.ablate.fixes import Proof, alarms, arm_of, identity, proofs, to_try
 from lossdoctor.ablate.local import Outcome, Told
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.arms import BASELINE, parse
+from lossdoctor.diagnose import diagnose
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.keys import KEYS, describe
 from lossdoctor.messages import text
+from lossdoctor.store import Run
 
 SCHEMA = "lossdoctor/effects@1"
 
@@ -98,32 +101,125 @@ def ablate(
     Raises UsageError for a text that is no arm, a folder of another ablation, and when no baseline could be run: then
     with the reason.
     """
-    wanted = None if arms is None else list(dict.fromkeys([BASELINE, *(str(parse(arm)) for arm in arms)]))
-    plan.claim()
-    begin("baseline", seeds)
-    first = engine.run(plan, trials([BASELINE], seeds), tell)
-    baseline = _runs(plan, [BASELINE], seeds)[BASELINE]
-    if not baseline:
-        raise UsageError(_no_baseline(plan, first))
-    wanted = wanted or default_arms(baseline)
-    others = trials([arm for arm in wanted if arm != BASELINE], seeds)
-    begin("arms", len(others))
-    rest = engine.run(plan, others, tell)
-    return gathered(plan, wanted, seeds, [one for one in (*first, *rest) if one.failure is not None])
+    wanted = None if arms is None else [str(parse(arm)) for arm in arms]
+    work = _Work(plan, engine, seeds, tell, begin)
+    first = work.baselines()
+    return work.beside(first, default_arms(first.runs) if wanted is None else wanted)
 
 
-def gathered(plan: Plan, arms: Sequence[str], seeds: int, failed: Sequence[Outcome] = ()) -> Ablation:
-    """What there is of these arms."""
-    runs = _runs(plan, arms, seeds)
-    told = [run.meta.get("experiment") or {} for run in runs.get(BASELINE, {}).values()]
-    return Ablation(
-        plan,
-        runs,
-        failed,
-        answers(runs),
-        seeded=all(bool(one.get("seeded")) for one in told),
-        conditioned=any(bool(one.get("conditions")) for one in told),
-    )
+@dataclass(frozen=True, slots=True)
+class _Baselines:
+    """runs: seed to run, at least one. failed: the others."""
+
+    runs: Runs
+    failed: Sequence[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An ablation in its two parts: what comes second depends on what the baselines show."""
+
+    plan: Plan
+    engine: Engine
+    seeds: int
+    tell: Told
+    begin: Callable[[str, int], None]
+
+    def baselines(self) -> _Baselines:
+        self.plan.claim()
+        self.begin("baseline", self.seeds)
+        outcomes = self.engine.run(self.plan, trials([BASELINE], self.seeds), self.tell)
+        runs = _runs(self.plan, [BASELINE], self.seeds)[BASELINE]
+        if not runs:
+            raise UsageError(_no_baseline(self.plan, outcomes))
+        return _Baselines(runs, _failed(outcomes))
+
+    def beside(self, first: _Baselines, arms: Sequence[str]) -> Ablation:
+        others = [arm for arm in dict.fromkeys(arms) if arm != BASELINE]
+        wanted = trials(others, self.seeds)
+        self.begin("arms", len(wanted))
+        failed = _failed(self.engine.run(self.plan, wanted, self.tell))
+        runs = {BASELINE: first.runs, **_runs(self.plan, others, self.seeds)}
+        told = [run.meta.get("experiment") or {} for run in first.runs.values()]
+        return Ablation(
+            self.plan,
+            runs,
+            [*first.failed, *failed],
+            answers(runs),
+            seeded=all(bool(one.get("seeded")) for one in told),
+            conditioned=any(bool(one.get("conditions")) for one in told),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """Which fix helps. ablation: of the arms that were tried. proofs: one for each finding, most important first."""
+
+    ablation: Ablation
+    proofs: Sequence[Proof]
+
+    def as_json(self, lang: str) -> dict[str, Any]:
+        """That of the ablation, and `fixes`."""
+        return {**self.ablation.as_json(lang), "fixes": [_proof_json(proof, lang) for proof in self.proofs]}
+
+
+def try_fixes(
+    plan: Plan,
+    engine: Engine,
+    *,
+    seeds: int,
+    run: Run | None = None,
+    tell: Told = lambda outcome: None,
+    begin: Callable[[str, int], None] = lambda phase, trials: None,
+) -> Cure:
+    """Try the fixes of the findings of a run, or of the baselines themselves when None is given.
+
+    Raises UsageError as `ablate` does.
+    """
+    work = _Work(plan, engine, seeds, tell, begin)
+    first = work.baselines()
+    baseline = {seed: diagnose(own) for seed, own in first.runs.items()}
+    sources = list(baseline.values()) if run is None else [diagnose(run)]
+    found = list({identity(one): one for source in sources for one in alarms(source)}.values())
+    script = _script(first.runs)
+    done = work.beside(first, to_try(found, script))
+    diagnoses = {
+        arm: baseline if arm == BASELINE else {seed: diagnose(own) for seed, own in runs.items()}
+        for arm, runs in done.runs.items()
+    }
+    effects = {arm: done.effects(arm) for arm in done.runs}
+    return Cure(done, proofs(found, diagnoses, effects, script))
+
+
+def _script(baseline: Runs) -> dict[str, list[str]]:
+    """What the script has, as its baselines noted it."""
+    losses = {name for run in baseline.values() for name in run.meta.get("losses") or {}}
+    losses |= {name.partition("/")[2] for run in baseline.values() for name in run if name.startswith("loss/")}
+    heads = {name for run in baseline.values() for name in run.meta.get("heads") or ()}
+    knobs = {name for run in baseline.values() for name in (run.meta.get("experiment") or {}).get("knobs") or ()}
+    return {"losses": sorted(losses - {"total"}), "heads": sorted(heads), "knobs": sorted(knobs)}
+
+
+def _proof_json(proof: Proof, lang: str) -> dict[str, Any]:
+    finding = proof.finding
+    words = {arm_of(fix): fix.message.text(lang) for fix in finding.fixes}
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "loss": finding.loss,
+        "subject": finding.subject,
+        "message": finding.message.text(lang),
+        "was": finding.certainty,
+        "certainty": proof.certainty or "withdrawn",
+        "seen": proof.seen,
+        "seeds": proof.seeds,
+        "tried": [{**asdict(one), "helps": one.helps, "text": words.get(one.arm, "")} for one in proof.tried],
+        "by_hand": [fix.message.text(lang) for fix in proof.by_hand],
+    }
+
+
+def _failed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [one for one in outcomes if one.failure is not None]
 
 
 def _runs(plan: Plan, arms: Sequence[str], seeds: int) -> dict[str, Runs]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,19 +15,22 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import text
 
 if TYPE_CHECKING:
-    from lossdoctor.ablate.ablation import Ablation
+    from lossdoctor.ablate.ablation import Ablation, Cure
     from lossdoctor.ablate.local import Outcome
     from lossdoctor.cli.progress import Phases
 
 HOME = Path("runs/ablation")
 MEASURED = 20
 """Measured steps of a trial."""
+_USE = "lossdoctor ablate --fixes [--run RUN] -- python train.py"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 @click.command("ablate")
 @click.option("--arms", metavar="ARM,..")
+@click.option("--fixes", is_flag=True)
+@click.option("--run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--seeds", type=click.IntRange(min=1), default=3)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
@@ -44,6 +47,8 @@ def command(
     ctx: click.Context,
     *,
     arms: str | None,
+    fixes: bool,
+    run: Path | None,
     steps: int,
     seeds: int,
     jobs: int | None,
@@ -56,25 +61,37 @@ def command(
     script: tuple[str, ...],
 ) -> None:
     """Its help text is in the message catalogues."""
-    from lossdoctor.ablate.ablation import ablate
+    from lossdoctor.ablate.ablation import ablate, try_fixes
     from lossdoctor.ablate.local import Local
     from lossdoctor.ablate.trial import Plan
     from lossdoctor.cli.progress import Counted
     from lossdoctor.report.ablation_text import Answers
+    from lossdoctor.store import Run
 
     if not script:
         raise UsageError(
             mismatch("ablate trains a script", "-- and its command", "nothing", "lossdoctor ablate -- python train.py")
         )
+    if (run is not None and not fixes) or (fixes and arms is not None):
+        got = "--run without --fixes" if run is not None else "--fixes with --arms"
+        raise UsageError(
+            mismatch("--fixes tries the fixes of the findings.", "--fixes, with or without --run RUN", got, _USE)
+        )
+    origin = None if run is None else Run.open(run)
     talk = settings(ctx)
     slots = _listed(devices)
-    plan = Plan(script, out, steps, max(1, steps // MEASURED))
+    # Rules ask for more points than means over seeds do.
+    plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)))
     local = Local(jobs or len(slots) or 1, slots, retries)
     try:
         with Counted(talk.console(err=form == "json"), talk.lang) as phases:
             teller = _Teller(phases, talk.lang)
-            wanted = None if arms is None else _listed(arms)
-            done = ablate(plan, local, arms=wanted, seeds=seeds, tell=teller.tell, begin=teller.begin)
+            told: dict[str, Any] = {"seeds": seeds, "tell": teller.tell, "begin": teller.begin}
+            done: Ablation | Cure
+            if fixes:
+                done = try_fixes(plan, local, run=origin, **told)
+            else:
+                done = ablate(plan, local, arms=None if arms is None else _listed(arms), **told)
     except KeyboardInterrupt:
         click.echo(text("ablate.stopped", talk.lang), err=True)
         ctx.exit(INTERRUPTED)
@@ -86,9 +103,12 @@ def command(
     else:
         talk.console().print(Answers(found, talk.lang, verbose=verbose))
         click.echo("\n" + text("ablate.saved", talk.lang, path=out / "effects.json"))
-    if done.failed:
-        click.echo(text("ablate.lost", talk.lang, n=len(done.failed), out=out), err=True)
-    ctx.exit(_code(done))
+    if run is not None:
+        _remember(run, found["fixes"])
+        click.echo(text("ablate.remembered", talk.lang, run=run), err=form == "json")
+    if found["failed"]:
+        click.echo(text("ablate.lost", talk.lang, n=len(found["failed"]), out=out), err=True)
+    ctx.exit(_code(found))
 
 
 @dataclass(slots=True)
@@ -117,7 +137,20 @@ def _listed(given: str | None) -> list[str]:
     return [part.strip() for part in (given or "").split(",") if part.strip()]
 
 
-def _code(done: Ablation) -> int:
-    if done.failed:
+def _remember(run: Path, fixes: list[dict[str, Any]]) -> None:
+    """Write what the experiments say into the run's events, where every later diagnosis finds it."""
+    from lossdoctor.store import RunWriter
+
+    writer = RunWriter(run, resume=True)
+    for proof in fixes:
+        best = next((tried["arm"] for tried in proof["tried"] if tried["helps"]), None)
+        told = {name: proof[name] for name in ("code", "loss", "subject", "certainty", "seen", "seeds")}
+        writer.event("experiment", **told, arm=best)
+    writer.close()
+
+
+def _code(found: dict[str, Any]) -> int:
+    if found["failed"]:
         return 2
-    return 1 if any(answer.verdict == "no" for answer in done.answers) else 0
+    missed = any(one["verdict"] == "no" for one in found["expectations"])
+    return 1 if missed or any(one["certainty"] == "confirmed" for one in found.get("fixes", ())) else 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from lossdoctor.keys import describe
 from lossdoctor.messages import text
 from lossdoctor.report.wording import number, visible
 
+_CERTAIN = {"confirmed": "bold red", "withdrawn": "green"}
 SHOWN = 4
 """Effects told of an arm."""
 _INNER = ("gradient", "step")
@@ -35,12 +37,50 @@ class Answers:
         command = visible(" ".join(found["command"]))
         yield Text(text("ablate.title", lang, steps=found["steps"], seeds=seeds, command=command), style="bold")
         yield ""
+        if "fixes" in found:
+            yield from self._fixes()
+            yield from self._remarks(seeds)
+            return
         yield Text(text("ablate.expectations", lang), style="bold")
         yield self._expectations() if found["expectations"] else Text(text("ablate.none_expected", lang), style="dim")
         yield ""
         yield Text(text("ablate.effects", lang), style="bold")
         yield from self._effects()
         yield from self._remarks(seeds)
+
+    def _fixes(self) -> Iterator[RenderableType]:
+        lang = self._lang
+        if not self._found["fixes"]:
+            yield Text(text("ablate.nothing_to_fix", lang))
+        for proof in self._found["fixes"]:
+            about = ", ".join(visible(str(proof[name])) for name in ("loss", "subject") if proof[name])
+            head = Text(f"{proof['code']} {proof['name']}{f' ({about})' if about else ''}", style="bold")
+            word = proof["certainty"]
+            head.append("  " + text(f"certainty.{word}", lang), style=_CERTAIN.get(word, "dim"))
+            yield head
+            yield Padding(Text(visible(proof["message"])), (0, 0, 0, 2))
+            seen = text("ablate.seen", lang, seen=proof["seen"], seeds=proof["seeds"])
+            yield Padding(Text(seen, style="dim"), (0, 0, 0, 2))
+            yield Padding(self._tried(proof), (0, 0, 0, 2))
+            yield ""
+
+    def _tried(self, proof: Mapping[str, Any]) -> RenderableType:
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        for one in proof["tried"]:
+            key = "ablate.helps" if one["helps"] else "ablate.removes" if one["removed"] else "ablate.leaves"
+            told = [text(key, self._lang, removed=one["removed"], pairs=one["pairs"])]
+            for name in ("alarms", "better", "worse"):
+                if one[name]:
+                    told.append(text(f"ablate.{name}", self._lang, names=", ".join(map(visible, one[name][:4]))))
+            style = "green" if one["helps"] else ""
+            rows.add_row(Text(visible(one["arm"]), style=style), Text("; ".join(told)))
+            if one["text"] and one["helps"]:
+                rows.add_row("", Text(one["text"], style="green"))
+        if not proof["tried"]:
+            rows.add_row(Text(text("ablate.none_tried", self._lang), style="dim"))
+        for sentence in proof["by_hand"][:3]:
+            rows.add_row(Text(text("ablate.by_hand", self._lang), style="dim"), Text(sentence, style="dim"))
+        return rows
 
     def _expectations(self) -> Table:
         rows = self._table("arm", "question")
@@ -87,7 +127,7 @@ class Answers:
         said = [
             text("ablate.one_seed", lang) if seeds == 1 else "",
             "" if found["seeded"] else text("ablate.unseeded", lang),
-            "" if found["conditioned"] else text("ablate.unconditioned", lang),
+            "" if found["conditioned"] or "fixes" in found else text("ablate.unconditioned", lang),
         ]
         for sentence in filter(None, said):
             yield Text("\n" + sentence, style="dim")
