@@ -1,0 +1,41 @@
+"""Cures: balancers of losses, schedules, parameter groups, time samplers.
+
+Nothing here touches a graph. A balancer is told inner products of gradients and answers with factors on the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.treat.balancer import Advice, Balancer
+from lossdoctor.treat.cosine import CosineWeighting
+from lossdoctor.treat.gradnorm import GradNorm
+from lossdoctor.treat.groups import param_groups, table
+from lossdoctor.treat.measured import Measured, measured
+from lossdoctor.treat.pcgrad import PCGrad
+from lossdoctor.treat.ratio import RatioController
+from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
+
+__all__ = [
+    "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
+    "RatioController", "WarmUp", "balancer", "free_bits", "measured", "param_groups", "table",
+]  # fmt: skip
+
+BALANCERS: dict[str, Callable[[], Balancer]] = {
+    "cosine": CosineWeighting,
+    "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+    "ratio": RatioController,
+}
+
+
+def balancer(wanted: str | Balancer) -> Balancer:
+    """A balancer by its name, or as it is. Raises UsageError for another name."""
+    if isinstance(wanted, Balancer):
+        return wanted
+    if wanted not in BALANCERS:
+        raise UsageError(
+            mismatch("balance= names a balancer", ", ".join(map(repr, BALANCERS)), repr(wanted), "use one of these")
+        )
+    return BALANCERS[wanted]()

@@ -1,0 +1,42 @@
+"""A balancer turns measured gradients into factors on the weights; the next steps use them in one ordinary backward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lossdoctor.treat.measured import Measured
+
+Factors = dict[str, float]
+"""Loss to the factor on its weight, > 0 or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """factors: of every loss. reasons: loss to why its factor moves, for people; empty when nothing does.
+
+    stopped: why the balancer has given up; None while it works.
+    """
+
+    factors: Factors
+    reasons: Mapping[str, str]
+    stopped: str | None = None
+
+
+class Balancer(ABC):
+    """Learns at measured steps. The same measurements give the same advice on every rank."""
+
+    name: str
+
+    @abstractmethod
+    def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        """What to use from now on. seen: the last measurement, finite. factors: in use at that step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its memory as plain JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - many have no memory
+        """Go on with the memory of a checkpoint."""
