@@ -82,6 +82,8 @@ KEYS: tuple[Key, ...] = (
     _cosine("grad_cos/<a>|<b>", "gradient"),
     _size("grad_module/<loss>/<module>", "gradient"),
     Key("descent/<loss>", "gradient"),
+    _size("balance/age", "gradient"),
+    _size("balance/<loss>", "gradient"),
     _size("step/<head>_update_ratio", "step", headline=True),
     _size("step/<head>_rms_update", "step"),
     _size("step/<head>_grad_norm", "step"),

@@ -43,7 +43,7 @@ def diagnosis(*findings: Finding) -> Diagnosis:
         (fixes.set_decay("z_head"), "wd:z_head=0"),
         (fixes.scale_knob("t", 2.0), "knob:t*2"),
         (fixes.set_knob("t", 0.07), "knob:t=0.07"),
-        (fixes.balance("pcgrad"), None),
+        (fixes.balance("pcgrad"), "balance:pcgrad"),
         (fixes.ablate("without:kl"), None),
         (fixes.edit("copy_ema"), None),
     ],
@@ -54,15 +54,15 @@ def test_a_fix_is_an_arm_that_can_be_parsed(fix: fixes.Fix, arm: str | None) -> 
 
 
 def test_only_what_the_script_has_is_tried() -> None:
-    assert arms_for(WEAK, SCRIPT) == ["weight:kl*4", "weight:kl*2"]
-    assert arms_for(WEAK, {**SCRIPT, "losses": ["flow"]}) == []
+    assert arms_for(WEAK, SCRIPT) == ["weight:kl*4", "balance:pcgrad", "weight:kl*2"]
+    assert arms_for(WEAK, {**SCRIPT, "losses": ["flow"]}) == ["balance:pcgrad"]
     assert arms_for(replace(WEAK, fixes=(fixes.set_knob("other", 1.0),), confirm="without:kl"), SCRIPT) == []
     everywhere = replace(WEAK, fixes=(fixes.scale_rate("all", 0.1), fixes.set_decay("all")), confirm=None)
     assert arms_for(everywhere, SCRIPT) == ["lr:all*0.1"]
 
 
 def test_the_first_fix_of_every_finding_comes_before_second_ones() -> None:
-    assert to_try([WEAK, SLOW], SCRIPT) == ["weight:kl*4", "lr:z_head*3", "weight:kl*2"]
+    assert to_try([WEAK, SLOW], SCRIPT) == ["weight:kl*4", "lr:z_head*3", "balance:pcgrad", "weight:kl*2"]
     many = [replace(WEAK, fixes=(fixes.scale_weight("kl", float(n)),), confirm=None) for n in range(2, 40)]
     assert len(to_try(many, SCRIPT)) == MOST
     assert to_try([], SCRIPT) == []

@@ -178,7 +178,7 @@ UNKNOWN = {
     "lr:z_head*2": r"no heads of that name.*a_head, all, b_head",
     "wd:c=0": r"no heads of that name",
     "knob:temp=1": r"no knobs of that name.*w_b",
-    "balance:pcgrad": "cannot be applied yet",
+    "balance:magic": "balance= names a balancer",
     "nonsense": "is no arm",
 }
 

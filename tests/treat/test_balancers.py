@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchjd.aggregation import MGDAWeighting, PCGradWeighting
 
 from lossdoctor.errors import UsageError
 from lossdoctor.treat import (
@@ -283,3 +284,47 @@ def test_a_balancer_by_name() -> None:
     assert balancer(own) is own
     with pytest.raises(UsageError, match=r"(?s)balance= names a balancer.*'cosine', 'gradnorm', 'pcgrad', 'ratio'"):
         balancer("magic")
+
+
+# torchjd
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_pcgrad_of_two_is_torchjds(k: int) -> None:
+    """Its order is random, so that for more than two losses only the mean over many orders can be compared."""
+    torch.manual_seed(0)
+    g = vectors(k, k)
+    g[:, 0] += np.linspace(-4, 4, k)
+    theirs = PCGradWeighting()
+    gram = torch.as_tensor(g @ g.T)
+    many = 1 if k == 2 else 600
+    expected = torch.stack([theirs(gram) for _ in range(many)]).mean(0).numpy()
+    found = np.mean([coefficients(g @ g.T, np.random.default_rng(n)) for n in range(many)], 0)
+    assert found == pytest.approx(expected, rel=1e-6 if k == 2 else 0.03)
+
+
+def test_a_weighting_is_a_balancer_and_leaves_the_random_state() -> None:
+    one = balancer(PCGradWeighting())
+    assert one.name == "PCGradWeighting"
+    state = torch.get_rng_state()
+    g = vectors(3, 4)
+    g[1] -= 3 * g[0]
+    first, again = one.advise(seen(g, [1.0, 2.0, 0.5], step=7), {}), one.advise(seen(g, [1.0, 2.0, 0.5], step=7), {})
+    assert first == again, "the step alone says how it is drawn"
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = np.array([1.0, 2.0, 0.5])
+    own = coefficients((g @ g.T) * np.outer(weights, weights), np.random.default_rng(0))
+    assert list(first.factors.values()) == pytest.approx(own, rel=0.5)
+
+
+def test_mgda_finds_the_shortest_vector() -> None:
+    g = np.array([[1.0, 0.0], [0.0, 2.0]])
+    factors = balancer(MGDAWeighting()).advise(seen(g), {}).factors
+    combined = factors["flow"] * g[0] + factors["dino"] * g[1]
+    assert np.linalg.norm(combined) == pytest.approx(2 / math.sqrt(5), rel=1e-2)
+
+
+def test_what_is_no_weighting_is_refused_or_stops() -> None:
+    with pytest.raises(UsageError, match="is no weighting of a Gram"):
+        balancer(lambda gram: gram).advise(seen(np.eye(3)), {})
+    assert "no weights" in str(balancer(lambda gram: -gram.diagonal()).advise(seen(np.eye(3)), {}).stopped)

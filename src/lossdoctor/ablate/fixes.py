@@ -80,6 +80,8 @@ def identity(finding: Finding) -> Known:
 
 def arm_of(fix: Fix) -> str | None:
     """The arm that applies a fix; None for an edit of the program, and for what only looks."""
+    if fix.action == "balance":
+        return f"balance:{fix.target}"
     if fix.action not in _NUMBERS:
         return None
     verb, sign, number = _NUMBERS[fix.action]
@@ -104,7 +106,8 @@ def _possible(text: str, script: Mapping[str, Iterable[str]]) -> bool:
         return False
     there = {"weight": "losses", "warmup": "losses", "lr": "heads", "wd": "heads", "knob": "knobs"}
     return bool(changes) and all(
-        change.verb in there and change.target in (*script[there[change.verb]], *(["all"] * (change.verb == "lr")))
+        change.verb == "balance"
+        or (change.verb in there and change.target in (*script[there[change.verb]], *(["all"] * (change.verb == "lr"))))
         for change in changes
     )
 

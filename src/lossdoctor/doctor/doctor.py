@@ -27,6 +27,7 @@ from lossdoctor.doctor.live import LiveDiagnosis, told
 from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
+from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.doctor.trial import trial_of
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
@@ -46,6 +47,7 @@ from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
+from lossdoctor.treat import Balancer, Weighting, balancer
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -64,8 +66,9 @@ class Doctor:
     optimizer steps are measured in full: an int n, "log" (ever fewer), "1%" (as many as take this share of the time), a
     function of the step, or a schedule (`probe.cadence`). sinks: other trackers that get every record. gradients:
     "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models, "off" for none;
-    "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. strict: raise instead of recording a
-    failure (tests).
+    "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. balance: "ratio", "gradnorm", "pcgrad",
+    "cosine", a `treat.Balancer` or a weighting of torchjd, which changes the weights of the losses at measured steps;
+    None, the default, changes nothing. strict: raise instead of recording a failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
     called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
@@ -88,6 +91,7 @@ class Doctor:
         every: int | str | Callable[[int], bool] | Schedule = 50,
         sinks: Sequence[Sink] = (),
         gradients: str = "auto",
+        balance: str | Balancer | Weighting | None = None,
         strict: bool = False,
         resume: bool = False,
         on_finding: Callable[[Finding], object] | None = None,
@@ -99,6 +103,7 @@ class Doctor:
         if (trial := trial_of(checked, optimizers)) is not None:
             run, resume, every = trial.run or run, False, trial.experiment.every or every
             sinks, live = (), False  # an experiment is not the run that is being followed
+            balance = trial.balance or balance
         self._trial = trial
         self._patient = Patient(
             model=model,
@@ -139,6 +144,10 @@ class Doctor:
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
         if unsketched and gradients == "sketch":
             self._out.event("passed_over", measurement="sketch", reason="several ranks are measured exactly")
+        self._treatment = None if balance is None else Treatment(balancer(balance), self._out)
+        if balance is not None:
+            # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
+            self._patient.linearity.derives = False
         self._meeting: Meeting | None = None
         if ranks is not None:
             self._schedule = together = Together(self._schedule)
@@ -248,6 +257,8 @@ class Doctor:
         factors = named_weights(losses, given, weights or {})
         if self._trial is not None:
             factors = self._trial.weights(losses, factors, self._out.step)
+        if self._treatment is not None:
+            factors = self._treatment.weigh(factors)
         total = weighted_total(given, factors)
         examination = None
         if not self._closed:
@@ -316,11 +327,14 @@ class Doctor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on counting."""
-        return {"step": self._out.step}
+        treated = {} if self._treatment is None else {"balance": self._treatment.state_dict()}
+        return {"step": self._out.step, **treated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the step of a checkpoint."""
         self._out.step = int(state["step"])
+        if self._treatment is not None and "balance" in state:
+            self._treatment.load_state_dict(state["balance"])
         if self._meeting is not None:
             self._meeting.forget()
         self._begin_step()
@@ -432,6 +446,10 @@ class Doctor:
             with self._out.guard("record"):
                 self._examination.settle(self._losses(), self._weights)
                 self._out.deliver(self._records(self._examination))
+            if self._treatment is not None:
+                with self._out.guard("balance"):
+                    kinds = {name: self._patient.kind(name) for name in self._weights}
+                    self._treatment.learn(self._out.step, self.ret, kinds)
             if (snapshot := self._examination.snapshot) and snapshot.flow:
                 self._last_flow = snapshot.flow
             if self._live is not None:
@@ -466,7 +484,8 @@ class Doctor:
         steps = by_step([*host.items(), *numbers.items()])
         now = self._out.step
         if examination is not None:
-            steps[now] = self.ret = {**steps.get(now, {}), **examination.learned(measured)}
+            treated = {} if self._treatment is None else self._treatment.readings(now)
+            steps[now] = self.ret = {**steps.get(now, {}), **examination.learned(measured), **treated}
         return [Record(s, dict(values), full=bool(examination) and s == now) for s, values in sorted(steps.items())]
 
     def _found(self, finding: Finding) -> None:

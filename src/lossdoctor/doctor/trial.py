@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.probe.experiment import Experiment, Rates, current, rates
 
 
@@ -30,6 +29,11 @@ class Trial:
         own = self.experiment
         told = {"arm": str(own.arm), "seed": own.seed, "seeded": own.seeded, "steps": own.steps}
         return {"experiment": {**told, "conditions": own.conditions > 0, "knobs": sorted(own.knobs)}}
+
+    @property
+    def balance(self) -> str | None:
+        """The balancer the arm asks for."""
+        return next((change.target for change in self.experiment.arm.of("balance")), None)
 
     def weights(
         self, losses: Iterable[str], weights: Mapping[str, float | Tensor], step: int
@@ -57,13 +61,4 @@ def trial_of(heads: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) ->
     """The trial of a doctor that begins now; None outside of an experiment. Raises UsageError for an unknown head."""
     if (experiment := current()) is None:
         return None
-    if found := experiment.arm.of("balance"):
-        raise UsageError(
-            mismatch(
-                f"{found[0]} cannot be applied yet",
-                "an arm that changes weights, rates, knobs or the condition",
-                str(found[0]),
-                "leave it out of --arms",
-            )
-        )
     return Trial(experiment, experiment.folder(), rates(experiment.arm, heads, optimizers))

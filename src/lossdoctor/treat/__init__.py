@@ -16,10 +16,11 @@ from lossdoctor.treat.measured import Measured, measured
 from lossdoctor.treat.pcgrad import PCGrad
 from lossdoctor.treat.ratio import RatioController
 from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
+from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
     "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
-    "RatioController", "WarmUp", "balancer", "free_bits", "measured", "param_groups", "table",
+    "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups", "table",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {
@@ -30,10 +31,15 @@ BALANCERS: dict[str, Callable[[], Balancer]] = {
 }
 
 
-def balancer(wanted: str | Balancer) -> Balancer:
-    """A balancer by its name, or as it is. Raises UsageError for another name."""
+def balancer(wanted: str | Balancer | Weighting) -> Balancer:
+    """A balancer by its name, as it is, or from a function of the Gram such as a weighting of torchjd.
+
+    Raises UsageError for another name.
+    """
     if isinstance(wanted, Balancer):
         return wanted
+    if not isinstance(wanted, str) and callable(wanted):
+        return Weighted(wanted)
     if wanted not in BALANCERS:
         raise UsageError(
             mismatch("balance= names a balancer", ", ".join(map(repr, BALANCERS)), repr(wanted), "use one of these")

@@ -1,0 +1,147 @@
+"""A balancer at work in one run: factors on the weights, a receipt for every change, and a way back when it hurts."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.treat import Balancer, Measured, measured
+from lossdoctor.treat.balancer import Factors
+
+JUDGED_AFTER = 4
+"""Measured steps after which a change is judged."""
+WORSE = 2.0
+"""Times its value before the change, above which a loss that is meant to fall makes the change a mistake."""
+TOLD = 0.05
+"""Relative change of a factor that is worth a receipt: one for every small move would fill the run."""
+_MEANT_TO_FALL = ("velocity", "distill")
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The last one that was told. losses: their medians before it. wait: measured steps until it is judged."""
+
+    before: Factors
+    after: Factors
+    losses: Mapping[str, float]
+    step: int
+    wait: int = JUDGED_AFTER
+
+
+@dataclass(slots=True)
+class Treatment:
+    """factors: in use, by loss. age: steps since they were set. off: why nothing is changed any more."""
+
+    balancer: Balancer
+    out: Outlet
+    factors: Factors = field(default_factory=dict)
+    off: str | None = None
+    _set_at: int = 0
+    _base: dict[str, float] = field(default_factory=dict)
+    _told: Factors = field(default_factory=dict)
+    _open: _Change | None = None
+    _seen: dict[str, deque[float]] = field(default_factory=dict)
+
+    def weigh(self, weights: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+        """The script's weights times the factors in use."""
+        self._base.update({name: float(weight) for name, weight in weights.items()})
+        return {name: weight * self.factors.get(name, 1.0) for name, weight in weights.items()}
+
+    def learn(self, step: int, readings: Mapping[str, float], kinds: Mapping[str, str]) -> None:
+        """After a measured step: judge the last change, and ask the balancer for the next. Nothing on a broken step.
+
+        The readings are the same on every rank, and so is what becomes of them.
+        """
+        seen = measured(readings, kinds, self._base, step)
+        if seen is None or not seen.finite or self.off is not None:
+            return
+        for name, loss in zip(seen.names, seen.losses.tolist(), strict=True):
+            self._seen.setdefault(name, deque(maxlen=JUDGED_AFTER)).append(loss)
+        if self._judge(seen):
+            return
+        before = {name: self.factors.get(name, 1.0) for name in seen.names}
+        advice = self.balancer.advise(seen, before)
+        if advice.stopped is not None:
+            self.off = advice.stopped
+            self.out.event("balance_stopped", balancer=self.balancer.name, reason=advice.stopped, factors=before)
+            return
+        if not all(map(math.isfinite, advice.factors.values())):
+            return
+        # More digits than the noise of a batch leaves would only make receipts hard to read.
+        after = {name: float(f"{factor:.3g}") for name, factor in advice.factors.items()}
+        if after != before:
+            self.factors, self._set_at = after, step
+        self._receipt(seen, advice.reasons)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs, as plain JSON."""
+        return {"factors": dict(self.factors), "off": self.off, "balancer": self.balancer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as in the checkpoint; a change that was still to be judged is kept."""
+        self.factors, self.off = dict(state["factors"]), state["off"]
+        self._told, self._open = dict(self.factors), None
+        self.balancer.load_state_dict(state["balancer"])
+
+    def readings(self, step: int) -> dict[str, float]:
+        """`balance/<loss>`, the factors, and `balance/age`, the steps since they were set."""
+        own = {f"balance/{name}": value for name, value in self.factors.items()}
+        return {**own, "balance/age": float(step - self._set_at)}
+
+    def _receipt(self, seen: Measured, reasons: Mapping[str, str]) -> None:
+        told = {name: self._told.get(name, 1.0) for name in seen.names}
+        moved = [name for name in seen.names if abs(self.factors.get(name, 1.0) - told[name]) > TOLD * abs(told[name])]
+        if not moved or self._open is not None:
+            return
+        after = {name: self.factors.get(name, 1.0) for name in seen.names}
+        self._open = _Change(told, after, {name: _middle(self._seen[name]) for name in seen.names}, seen.step)
+        self._told = after
+        self.out.event(
+            "balance",
+            balancer=self.balancer.name,
+            before=told,
+            after=after,
+            reasons=dict(reasons),
+            predicted=_predicted(seen, told, after),
+        )
+
+    def _judge(self, seen: Measured) -> bool:
+        """Whether the last change has just been taken back."""
+        change = self._open
+        if change is None:
+            return False
+        now = {name: _middle(self._seen[name]) for name in seen.names}
+        falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind in _MEANT_TO_FALL]
+        hurt = [name for name in falling if now[name] > WORSE * max(change.losses.get(name, math.inf), 1e-12)]
+        if not hurt and change.wait > 1:
+            self._open = _Change(change.before, change.after, change.losses, change.step, change.wait - 1)
+            return False
+        self._open = None
+        verdict = "rolled back" if hurt else "kept"
+        told = {"of_step": change.step, "losses_before": dict(change.losses), "losses_after": now, "hurt": hurt}
+        self.out.event("balance_outcome", balancer=self.balancer.name, verdict=verdict, **told)
+        if not hurt:
+            return False
+        self.factors, self._told, self._set_at = dict(change.before), dict(change.before), seen.step
+        self.off = f"a change was rolled back: {', '.join(hurt)} became more than {WORSE:g} times as large"
+        self.out.event("balance_stopped", balancer=self.balancer.name, reason=self.off, factors=self.factors)
+        return True
+
+
+def _predicted(seen: Measured, before: Factors, after: Factors) -> dict[str, float]:
+    """First order: how fast each loss falls along the new gradient, over how fast along the old one."""
+    old, new = (seen.weights * np.array([side[name] for name in seen.names]) for side in (before, after))
+    fall_before, fall_after = seen.gram @ old, seen.gram @ new
+    ratio = np.divide(fall_after, fall_before, out=np.full(len(old), math.nan), where=fall_before != 0)
+    return {name: value for name, value in zip(seen.names, ratio.tolist(), strict=True) if math.isfinite(value)}
+
+
+def _middle(values: deque[float]) -> float:
+    return float(np.median(list(values)))

@@ -1,0 +1,181 @@
+"""Balancing in a real training: what it changes, what it tells, and when it goes back."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lossdoctor as ld
+from lossdoctor.errors import UsageError
+from lossdoctor.probe import experiment
+from lossdoctor.treat import Advice, Balancer, Measured, PCGrad
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.v, self.d, self.k = nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 5), nn.Linear(16, 2)
+
+    def losses(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x).tanh()
+        flow = (self.v(h) - x[:, :3].sin()).square().mean()
+        dino = nn.functional.cross_entropy(self.d(h), x[:, 0].ge(0).long() + x[:, 1].ge(0).long())
+        return {"flow": flow, "dino": dino, "kl": 0.5 * (self.k(h).square() + 0.1).mean()}
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+def train(
+    model: Model, steps: int, weights: Mapping[str, float], *, begin: int = 0, state: Any = None, **options: Any
+) -> tuple[ld.Run, dict[str, Any]]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    options = {"every": 5, "strict": True, **options}
+    with ld.Doctor(model, optimizer, **options) as doctor:
+        if state is not None:
+            doctor.load_state_dict(json.loads(json.dumps(state)))
+        for step in range(begin, begin + steps):
+            x = torch.randn(64, 4, generator=torch.Generator().manual_seed(step))
+            doctor.backward(model.losses(x), weights)
+            optimizer.step()
+            optimizer.zero_grad()
+        state = doctor.state_dict()
+    return doctor.run, state
+
+
+def events(run: ld.Run, kind: str) -> list[dict[str, Any]]:
+    return [event for event in run.events if event["kind"] == kind]
+
+
+WRONG = [(100.0, 100.0), (0.01, 0.01), (100.0, 0.01), (0.01, 100.0), (1.0, 30.0)]
+
+
+@pytest.mark.parametrize(("dino", "kl"), WRONG)
+def test_wrong_weights_come_into_the_band(model: Model, dino: float, kl: float) -> None:
+    run, _ = train(model, 120, {"flow": 1.0, "dino": 0.3 * dino, "kl": 0.2 * kl}, balance="ratio")
+    strength = {name: run[f"grad_weighted/{name}"].values for name in ("flow", "dino", "kl")}
+    late = {name: float((strength[name][-8:] / strength["flow"][-8:]).mean()) for name in strength}
+    assert 0.1 <= late["dino"] <= 1.0
+    assert 0.05 <= late["kl"] <= 0.6
+    assert run["weight/flow"].values.tolist() == [1.0] * len(run["weight/flow"]), "the velocity stays as it is"
+    assert run["balance/dino"].values[-1] != 1.0
+    assert run["balance/age"].values.max() >= 5
+
+
+def test_every_change_has_a_receipt(model: Model) -> None:
+    run, _ = train(model, 120, {"flow": 1.0, "dino": 30.0, "kl": 0.2}, balance="ratio")
+    first, *_ = events(run, "balance")
+    assert first["balancer"] == "ratio"
+    assert first["before"]["dino"] == 1.0
+    assert first["after"]["dino"] == pytest.approx(0.25)
+    assert "wanted 0.2 to 0.5" in first["reasons"]["dino"]
+    assert first["predicted"]["dino"] < 1, "it will fall more slowly"
+    outcome, *_ = events(run, "balance_outcome")
+    assert (outcome["verdict"], outcome["of_step"]) == ("kept", first["step"])
+    assert set(outcome["losses_before"]) == set(outcome["losses_after"]) == {"flow", "dino", "kl"}
+    assert run["weight/dino"].values[-1] == pytest.approx(30.0 * run["balance/dino"].values[-1])
+
+
+@dataclass(slots=True)
+class Harmful(Balancer):
+    """Turns the velocity loss around."""
+
+    name: str = "harmful"
+
+    def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 0.0 if seen.step < 20 else -20.0}, {})
+
+
+def test_a_change_that_hurts_is_taken_back(model: Model) -> None:
+    run, _ = train(model, 160, {"flow": 1.0, "dino": 0.3}, balance=Harmful())
+    outcomes = events(run, "balance_outcome")
+    assert outcomes[-1]["verdict"] == "rolled back"
+    assert outcomes[-1]["hurt"] == ["flow"]
+    (stopped,) = events(run, "balance_stopped")
+    assert "rolled back" in stopped["reason"]
+    assert run["balance/flow"].values[-1] == stopped["factors"]["flow"] == 0.0
+    assert len(set(run["balance/flow"].values[-5:].tolist())) == 1, "nothing is tried again"
+
+
+def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> None:
+    run, _ = train(model, 60, {}, balance="ratio", kinds={"flow": "other"})
+    (stopped,) = events(run, "balance_stopped")
+    assert "not exactly one velocity loss" in stopped["reason"]
+    assert len(run["loss/flow"]) == 60
+
+
+@pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "cosine"])
+def test_a_checkpoint_goes_on_bit_for_bit(model: Model, name: str) -> None:
+    other, weights = copy.deepcopy(model), {"flow": 1.0, "dino": 20.0, "kl": 0.01}
+    train(model, 60, weights, balance=name)
+    _, state = train(other, 30, weights, balance=name)
+    train(other, 30, weights, begin=30, state=state, balance=name)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_the_next_step_is_the_sum_pcgrad_takes(model: Model) -> None:
+    """One ordinary backward with the coefficients: the gradient is that of the weighted losses."""
+    seen: list[Measured] = []
+
+    @dataclass(slots=True)
+    class Noted(PCGrad):
+        def advise(self, now: Measured, factors: Mapping[str, float]) -> Advice:
+            seen.append(now)
+            return PCGrad.advise(self, now, factors)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(64, 4)
+    with ld.Doctor(model, optimizer, every=2, balance=Noted(), strict=True) as doctor:
+        for _ in range(2):
+            doctor.backward(model.losses(x))
+            got = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            optimizer.step()
+            optimizer.zero_grad()
+        factors = doctor._treatment.factors  # type: ignore[union-attr]
+    own = list(model.parameters())
+    each = {
+        n: torch.autograd.grad(loss, own, retain_graph=True, materialize_grads=True)
+        for n, loss in model.losses(x).items()
+    }
+    g = {name: torch.cat([part.flatten() for part in parts]) for name, parts in each.items()}
+    stacked = torch.stack(list(g.values())).double()
+    assert torch.allclose(torch.as_tensor(seen[0].gram), stacked @ stacked.T, rtol=1e-4, atol=1e-9)
+    wanted = sum(factors[name] * g[name] for name in g)
+    assert torch.allclose(torch.cat([p.flatten() for p in got]), wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_without_a_balancer_no_weight_changes_and_nothing_is_told(model: Model) -> None:
+    run, state = train(model, 20, {"flow": 1.0, "dino": 30.0})
+    assert set(run["weight/dino"].values.tolist()) == {30.0}
+    assert not [name for name in run if name.startswith("balance/")]
+    assert "balance" not in state
+
+
+def test_an_unknown_balancer_is_refused(model: Model) -> None:
+    with pytest.raises(UsageError, match="balance= names a balancer"):
+        ld.Doctor(model, torch.optim.SGD(model.parameters(), lr=0.1), balance="magic")
+
+
+@pytest.fixture
+def _arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    experiment._experiment.cache_clear()
+    monkeypatch.setenv("LOSSDOCTOR_ARM", "balance:ratio")
+    yield
+    experiment._experiment.cache_clear()
+
+
+@pytest.mark.usefixtures("_arm")
+def test_an_arm_can_balance(model: Model, tmp_path: Path) -> None:
+    run, _ = train(model, 30, {"flow": 1.0, "dino": 30.0, "kl": 0.2})
+    assert events(run, "balance")[0]["balancer"] == "ratio"
