@@ -20,7 +20,6 @@ from lossdoctor.preflight import sampler as sampler_check
 from lossdoctor.preflight import target as target_check
 from lossdoctor.preflight.answers import Answers, all_skipped
 from lossdoctor.preflight.given import Failed, Given, Sampler, Target, Velocity, gathered
-from lossdoctor.rules import Rule
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Fired, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.num901_non_finite import NonFinite
@@ -95,7 +94,7 @@ def check(
             else:
                 ran = True
                 answers |= _asked(name, part, given, failures)
-    outcomes: Answers = {FunctionFailed: _failed(ran, list(failures.values())), NonFinite: _finite(given, bad)}
+    outcomes: Answers = {FunctionFailed: _failed(ran, list(failures.values())), NonFinite: _finite(given, bad, ran=ran)}
     outcomes |= _agreed(answers)
     ordered = sorted(outcomes.items(), key=lambda item: item[0].code)
     return assembled({rule.code: (rule(), outcome) for rule, outcome in ordered}, run="preflight")
@@ -119,19 +118,20 @@ def _failed(ran: bool, failures: list[Finding]) -> Outcome:
     return Clear() if ran else Skipped(say("preflight.skip.nothing"), say("preflight.skip.nothing.todo"))
 
 
+_TENSORS = ("z0", "z1", "mu", "logvar")
+
+
 def _not_finite(given: Given) -> dict[str, int]:
     """Tensors handed in that hold NaN or infinity, and how many."""
     counts = {}
-    for name in ("z0", "z1", "mu", "logvar"):
+    for name in _TENSORS:
         tensor = getattr(given, name)
         if tensor is not None and (count := int((~torch.isfinite(tensor)).sum())):
             counts[name] = count
     return counts
 
 
-def _finite(given: Given, bad: Mapping[str, int]) -> Outcome:
-    if not any(getattr(given, name) is not None for name in ("z0", "z1", "mu", "logvar")):
-        return Skipped(say("preflight.skip.tensors"))
+def _finite(given: Given, bad: Mapping[str, int], *, ran: bool) -> Outcome:
     findings = [
         NonFinite().finding(
             say("preflight.input.nonfinite", tensor=name, count=count, total=getattr(given, name).numel()),
@@ -144,7 +144,10 @@ def _finite(given: Given, bad: Mapping[str, int]) -> Outcome:
         )
         for name, count in bad.items()
     ]
-    return Fired(tuple(findings)) if findings else Clear()
+    if findings:
+        return Fired(tuple(findings))
+    tensors = any(getattr(given, name) is not None for name in _TENSORS)
+    return Clear() if ran and tensors else Skipped(say("preflight.skip.tensors"))
 
 
 def _agreed(answers: Answers) -> Answers:
@@ -157,8 +160,3 @@ def _agreed(answers: Answers) -> Answers:
 
 
 _CONVERTED = {f"preflight.target.{kind}" for kind in (*target_check.CONVERTIBLE, "angle")}
-
-
-def rules() -> tuple[type[Rule], ...]:
-    """The rules that preflight answers for."""
-    return (FunctionFailed, NonFinite, *(rule for part in CHECKS.values() for rule in part.RULES))

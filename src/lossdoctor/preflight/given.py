@@ -103,11 +103,13 @@ def gathered(
 ) -> Given:
     """The arguments, checked as far as no function has to be called. Raises UsageError for what cannot be right."""
     source_time(torch.zeros(()), t_source)
-    for name in SIGNATURES:
+    for name, signature in SIGNATURES.items():
         if others.get(name) is not None and not callable(others[name]):
             got = type(others[name]).__name__
-            raise UsageError(mismatch(f"{name} is a function.", SIGNATURES[name], got, "pass the function itself"))
-    tensors = {"z0": _wide("z0", z0), "z1": _wide("z1", z1), "mu": _wide("mu", mu), "logvar": _wide("logvar", logvar)}
+            raise UsageError(mismatch(f"{name} is a function.", signature, got, "pass the function itself"))
+    tensors: dict[str, Any] = {
+        name: _wide(name, tensor) for name, tensor in (("z0", z0), ("z1", z1), ("mu", mu), ("logvar", logvar))
+    }
     for one, other in (("z0", "z1"), ("mu", "logvar")):
         a, b = tensors[one], tensors[other]
         if a is not None and b is not None and a.shape != b.shape:

@@ -63,11 +63,11 @@ def ask(given: Given) -> Answers:
         answers = fired(RULES[:3], _reduced(closed, cases[0].mu))
     elif noisy:
         answers = only(RULES[:3], _formula("sample", closed))
-    elif (scaled := _scaled(cases, given.latent_scale)) is not None and scaled[0].error <= EXACT:
-        answers = only(RULES[:3], _scaled_finding(*scaled))
     elif best.error <= EXACT:
         answers = only(RULES[:3], _formula(best.name, best))
-    elif _bounded(cases):
+    elif (scaled := _scaled(cases, given.latent_scale)) is not None:
+        answers = only(RULES[:3], _scaled_finding(*scaled))
+    elif _bounded(given, cases[0]):
         answers = only(RULES[:3], _formula("bounded", closed, "info"))
     else:
         answers = only(RULES[:3], _formula("other", closed))
@@ -85,11 +85,7 @@ def _cases(given: Given) -> list[_Case]:
         mu = mean * torch.randn(like.shape, generator=generator, dtype=torch.float64)
         logvar = middle + 0.7 * torch.randn(like.shape, generator=generator, dtype=torch.float64)
         drawn.append((mu.to(like.device), logvar.to(like.device)))
-    try:
-        return [_Case(mu, logvar, _told(given, mu, logvar)) for mu, logvar in drawn]
-    except Failed:  # a function that has float32 inside
-        single = [(mu.float(), logvar.float()) for mu, logvar in drawn]
-        return [_Case(mu.double(), logvar.double(), _told(given, mu, logvar)) for mu, logvar in single]
+    return [_at(given, mu, logvar) for mu, logvar in drawn]
 
 
 def _told(given: Given, mu: Tensor, logvar: Tensor) -> float:
@@ -190,7 +186,7 @@ def _scaled(cases: Sequence[_Case], latent_scale: float | None) -> tuple[_Fit, f
     for mean_only in (False, True):
         scale, fit = _searched(cases, mean_only=mean_only)
         if fit.error <= EXACT and not 0.98 < scale < 1.02:
-            return fit, scale, mean_only
+            return fit, float(f"{scale:.4g}"), mean_only
     return None
 
 
@@ -213,14 +209,20 @@ def _searched(cases: Sequence[_Case], *, mean_only: bool) -> tuple[float, _Fit]:
     return best
 
 
-def _bounded(cases: Sequence[_Case]) -> bool:
-    """Free bits: never below the true value, for one usual reduction."""
-    sizes = (1.0, 1 / cases[0].mu[0].numel())
-    return any(
-        all(case.told >= size * _per_sample(case) * (1 - EXACT) for case in cases)
-        and any(case.told <= 1.05 * size * _per_sample(case) for case in cases)
-        for size in sizes
-    )
+def _bounded(given: Given, case: _Case) -> bool:
+    """Free bits: the closed form where every dimension is far from the prior, and more than 0 at the prior itself."""
+    zero = torch.zeros_like(case.mu)
+    far = [_at(given, zero + size, zero - size) for size in (6.0, 9.0)]
+    ratios = [one.told / _per_sample(one) for one in far]
+    return abs(ratios[0] / ratios[1] - 1) <= EXACT and _at(given, zero, zero).told > 0 if ratios[1] > 0 else False
+
+
+def _at(given: Given, mu: Tensor, logvar: Tensor) -> _Case:
+    """The answer for one posterior, in float64, or in float32 for a function that has float32 inside."""
+    try:
+        return _Case(mu, logvar, _told(given, mu, logvar))
+    except Failed:
+        return _Case(mu, logvar, _told(given, mu.float(), logvar.float()))
 
 
 # What is said

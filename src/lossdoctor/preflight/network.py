@@ -34,6 +34,7 @@ class Network:
     unit: float
 
     def __call__(self, t: Tensor | None = None, cond: Any = None, x: Tensor | None = None) -> Tensor:
+        """What it says at other times, with another condition, or at other points."""
         t = self.t if t is None else t
         x = self.x if x is None else x
         t = t * self.unit

@@ -25,18 +25,25 @@ def ask(given: Given) -> Answers:
     z1 = given.z1.double()
     if z1.numel() < LEAST:
         return all_skipped(RULES, say("preflight.scale.few", count=z1.numel(), least=LEAST))
-    rule, std, mean = OffScaleLatent(), float(z1.std(correction=0)), float(z1.mean())
+    rule, std, mean = OffScaleLatent(), _within(z1), float(z1.mean())
     if std == 0:
         return fired(RULES, [_finding("preflight.scale.constant", "warning", std, mean, 1.0, value=mean)])
     known = _known(std, given.latent_scale, pixels=abs(mean) > std)
     if known is not None:
         how, model, scale = known
         return fired(RULES, [_finding(f"preflight.scale.{how}", "error", std, mean, 1.0, model=model, scale=scale)])
-    source = std if given.z0 is None else float(given.z0.double().std(correction=0))
+    source = 1.0 if given.z0 is None else _within(given.z0.double())
     off = min(std, std / source if source else std) if std > 1 else max(std, std / source if source else std)
     if off > rule.high or off < rule.low:
         return fired(RULES, [_finding("preflight.scale.off", "warning", std, mean, rule.high, source=source)])
     return fired(RULES, _channels(z1, rule) or _offset(std, mean, rule))
+
+
+def _within(z: Tensor) -> float:
+    """Standard deviation, for maps (B, C, ...) within the channels: where those lie is another question."""
+    if z.ndim < 3:
+        return float(z.std(correction=0))
+    return float(z.transpose(0, 1).flatten(1).var(1, correction=0).mean().sqrt())
 
 
 def _known(std: float, latent_scale: float | None, *, pixels: bool) -> tuple[str, str, float] | None:

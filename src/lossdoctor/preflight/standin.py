@@ -31,24 +31,26 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """From z0 to z1, (B, ...) both. detour: how far the curve leaves the path; 0 where only the path itself will do."""
+    """From z0 to z1, (B, ...) both. aside: (B, ...), how far the curve leaves the path, 0 where only the path itself
+    will do. size: root mean square distance to go."""
 
     path: Path
     z0: Tensor
     z1: Tensor
-    detour: float = 0.5
+    aside: Tensor
+    size: float
 
-    @property
-    def size(self) -> float:
-        """Root mean square distance to go, > 0."""
-        return float((self.z1 - self.z0).square().mean().sqrt())
+    @classmethod
+    def of(cls, path: Path, z0: Tensor, z1: Tensor, detour: float) -> Problem:
+        """The problem whose curve leaves the path by `detour` of the distance to go."""
+        size = float((z1 - z0).square().mean().sqrt())
+        return cls(path, z0, z1, detour * size * draw(z0, seed=1), size)
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Position and velocity on the curve at t (B, 1, ...)."""
         at = self.path.coefficients(t)
-        aside = self.detour * self.size * draw(self.z0, seed=1)
-        x = at.alpha * self.z0 + at.beta * self.z1 + 3 * (t - t**3) * aside
-        return x, at.d_alpha * self.z0 + at.d_beta * self.z1 + 3 * (1 - 3 * t**2) * aside
+        x = at.alpha * self.z0 + at.beta * self.z1 + 3 * (t - t**3) * self.aside
+        return x, at.d_alpha * self.z0 + at.d_beta * self.z1 + 3 * (1 - 3 * t**2) * self.aside
 
     def slope(self, x: Tensor, t: Tensor) -> Tensor:
         """The exact field at x (B, ...), t (B, 1, ...)."""
@@ -67,7 +69,7 @@ class Problem:
 
     def rows(self, count: int) -> Problem:
         """The same for the first rows."""
-        return Problem(self.path, self.z0[:count], self.z1[:count], self.detour)
+        return Problem(self.path, self.z0[:count], self.z1[:count], self.aside[:count], self.size)
 
 
 @dataclass
@@ -95,6 +97,7 @@ class StandIn:
     calls: list[Call] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None, *_: Any, **__: Any) -> Tensor:
+        """What a network would say at x (B, ...), or several times B rows, and t: a number, or one per row."""
         rows = self.problem.z0
         if not isinstance(x, Tensor) or x.ndim != rows.ndim or x.shape[1:] != rows.shape[1:] or len(x) % len(rows):
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -110,7 +113,8 @@ class StandIn:
         problem = self.problem
         if times > 1:
             repeat = (times, *(1,) * (rows.ndim - 1))
-            problem = _Repeated(problem.path, problem.z0, problem.z1, problem.detour, repeat)
+            z0, z1, aside = (one.repeat(repeat) for one in (problem.z0, problem.z1, problem.aside))
+            problem = Problem(problem.path, z0, z1, aside, problem.size)
         state = x.detach().to(rows)
         user = self._time(t, state)
         source = user / self.unit
@@ -120,20 +124,20 @@ class StandIn:
         return self._said(problem, state, source).to(x.dtype)
 
     def _time(self, t: Any, x: Tensor) -> Tensor:
-        t = torch.as_tensor(t, device=x.device).to(x.dtype)
+        times: Tensor = torch.as_tensor(t, device=x.device).to(x.dtype)
         ones = (1,) * (x.ndim - 1)
-        if t.numel() == 1:
-            return t.reshape(1, *ones).expand(len(x), *ones)
-        if t.numel() != len(x):
+        if times.numel() == 1:
+            return times.reshape(1, *ones).expand(len(x), *ones)
+        if times.numel() != len(x):
             raise ShapeError(
                 mismatch(
                     "The sampler called velocity(x, t, cond) with another t.",
                     f"one time, or one per row: ({len(x)}, {', '.join('1' for _ in ones)})",
-                    f"shape {tuple(t.shape)} for x of shape {tuple(x.shape)}",
+                    f"shape {tuple(times.shape)} for x of shape {tuple(x.shape)}",
                     "give t the shape (B, 1, ...)",
                 )
             )
-        return t.reshape(-1, *ones)
+        return times.reshape(-1, *ones)
 
     def _said(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
         sign = 1.0 if self.t_source == 0.0 else -1.0
@@ -150,17 +154,3 @@ class StandIn:
             case "source":
                 return problem.ends(problem.slope, x, t)[0]
         return sign * problem.slope(x, t)
-
-
-class _Repeated(Problem):
-    """The problem for a batch that holds all rows several times over, as guidance does."""
-
-    def __init__(self, path: Path, z0: Tensor, z1: Tensor, detour: float, repeat: tuple[int, ...]) -> None:
-        super().__init__(path, z0, z1, detour)
-        object.__setattr__(self, "_repeat", repeat)
-
-    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Problem.curve`."""
-        repeat: tuple[int, ...] = self.__dict__["_repeat"]
-        blocks = [super(_Repeated, self).curve(part) for part in t.chunk(repeat[0])]
-        return torch.cat([x for x, _ in blocks]), torch.cat([v for _, v in blocks])

@@ -43,13 +43,14 @@ class Bench:
         assert given.z0 is not None
         assert given.z1 is not None
         assert training.path is not None
+        # Where a path stands still at an end, its two ends cannot be told from a velocity beside it.
+        path = training.path
         if training.kind in ("unknown", "noise"):
             training = replace(training, kind="velocity")
-        # Where a path stands still at an end, its two ends cannot be told from a velocity beside it.
         converted = training.kind in ("straight", "data", "source")
-        detour = 0.0 if converted and training.path.name not in ("linear", "trigonometric") else _DETOUR
+        detour = 0.0 if converted and path.name not in ("linear", "trigonometric") else _DETOUR
         source = 1 - given.t_source if training.reversed_source else given.t_source
-        return cls(given, Problem(training.path, given.z0, given.z1, detour), training, source)
+        return cls(given, Problem.of(path, given.z0, given.z1, detour), training, source)
 
     def run(self, counts: Sequence[int]) -> Trial:
         """The sampler with each number of steps. Raises Failed when it fails."""
@@ -87,8 +88,9 @@ class Bench:
         torch.manual_seed(seed)
         z0 = self.problem.z0
         end = asked("sampler", self.given.sampler, standin, z0.clone(), self.given.cond, steps)  # type: ignore[arg-type]
-        if not standin.calls:
-            raise Failed("sampler", say("preflight.PRE001.not_called"))
         if isinstance(end, Tensor) and end.ndim == z0.ndim + 1 and end.shape[1:] == z0.shape:
             raise Failed("sampler", say("preflight.PRE001.trajectory", got=str(tuple(end.shape))))
-        return like("sampler", end, z0).to(z0)
+        end = like("sampler", end, z0).to(z0)
+        if not standin.calls:
+            raise Failed("sampler", say("preflight.PRE001.not_called"))
+        return end
