@@ -155,7 +155,9 @@ def test_the_null_rate_is_held_against_the_one_declared(nulls: int, fires: bool)
 
 def test_no_declared_rate_is_told() -> None:
     bare = net(zero=False)
-    reasons = {c: str(w.reason) for c, w in told(adapted(bare, "t of (B,) only"), null_cond=torch.tensor([0] * B)).skipped}
+    reasons = {
+        c: str(w.reason) for c, w in told(adapted(bare, "t of (B,) only"), null_cond=torch.tensor([0] * B)).skipped
+    }
     assert "no module declares a rate" in reasons["CND602"]
 
 

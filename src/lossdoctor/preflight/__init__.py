@@ -151,12 +151,15 @@ def _finite(given: Given, bad: Mapping[str, int], *, ran: bool) -> Outcome:
 
 
 def _agreed(answers: Answers) -> Answers:
-    """A target that is no velocity is right where the sampler knows what to do with it, and it does."""
-    off = answers.get(TargetOffPath)
-    if isinstance(off, Fired) and isinstance(answers.get(EndpointNotImproving), Clear):
-        kept = tuple(one for one in off.findings if one.message.key not in _CONVERTED)
-        return {**answers, TargetOffPath: Fired(kept) if kept else Clear()}
-    return answers
+    """A target that is no velocity is right where the sampler makes one of it. Whether it does can also be told where
+    the sampler has another mistake."""
+    off, ends = answers.get(TargetOffPath), answers.get(EndpointNotImproving)
+    if not isinstance(off, Fired):
+        return answers
+    wrong = [one for rule in sampler_check.RULES for one in _findings(answers.get(rule))]
+    kept = tuple(one for one in off.findings if not target_check.converted(one, wrong, clear=isinstance(ends, Clear)))
+    return {**answers, TargetOffPath: Fired(kept) if kept else Clear()}
 
 
-_CONVERTED = {f"preflight.target.{kind}" for kind in (*target_check.CONVERTIBLE, "angle")}
+def _findings(outcome: Outcome | None) -> tuple[Finding, ...]:
+    return outcome.findings if isinstance(outcome, Fired) else ()

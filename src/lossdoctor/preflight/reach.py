@@ -110,7 +110,6 @@ def _trained(given: Given) -> dict[int, tuple[str, nn.Parameter]]:
 
 def _reach(given: Given) -> _Reach:
     assert given.losses is not None
-    parameters = [p for _, p in _trained(given).values()]
     with awakened(given.modules), torch.enable_grad():
         try:
             losses = given.losses()
@@ -119,9 +118,10 @@ def _reach(given: Given) -> _Reach:
         if not isinstance(losses, Mapping) or not losses:
             got = type(losses).__name__ if not isinstance(losses, Mapping) else "an empty mapping"
             raise Failed("losses", unlike("losses", "its result", "a mapping of names to losses", got))
-        return _Reach(
-            {str(name): _of(str(name), loss, parameters) for name, loss in losses.items() if loss is not None}
-        )
+        # Only now: the losses may be what freezes a part.
+        parameters = [p for _, p in _trained(given).values()]
+        there = {str(name): loss for name, loss in losses.items() if loss is not None}
+        return _Reach({name: _of(name, loss, parameters) for name, loss in there.items()})
 
 
 def _of(name: str, loss: Any, parameters: list[nn.Parameter]) -> frozenset[int] | None:

@@ -7,6 +7,8 @@ nothing is wrong: `preflight.check` then takes the finding back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lossdoctor.preflight.answers import Answers, all_clear, all_skipped, fired, only
 from lossdoctor.preflight.given import Given
 from lossdoctor.preflight.training import Shapes, Training, read
@@ -18,8 +20,16 @@ from lossdoctor.rules.vel411_target_off_path import TargetOffPath
 RULES = (BroadcastTarget, TargetOffPath)
 NEEDS = ("target", "z0", "z1")
 
-CONVERTIBLE = ("negative", "scaled", "straight", "data", "source")
-"""What a sampler can turn into a velocity, knowing the path."""
+_BACK = {
+    "negative": ("sign", "backwards"),
+    "scaled": ("factor", "factor.known", "angle"),
+    "scaled_sign": ("sign", "backwards", "factor", "factor.known", "angle"),
+    "angle": ("factor", "factor.known", "angle"),
+    "straight": ("derivative",),
+    "data": (),
+    "source": (),
+}
+"""What v_target can be that a sampler can turn into a velocity, and the mistakes of a sampler that does not."""
 
 _ANGLE = (0.6366197723675814, 1.5707963267948966)
 
@@ -52,6 +62,16 @@ def ask(given: Given) -> Answers:
     return fired(RULES, [_off(training)])
 
 
+def converted(off: Finding, wrong: Sequence[Finding], *, clear: bool) -> bool:
+    """Whether the sampler makes a velocity of this target: it reaches z1 (`clear`), or has only other mistakes."""
+    kind = off.message.key.removeprefix("preflight.target.")
+    if kind not in _BACK:
+        return False
+    unknown = ("unknown", "worse", *(f"kind.{one}" for one in ("velocity", "negative", "data", "source", "straight")))
+    told = [one.message.key.removeprefix("preflight.sampler.") for one in wrong]
+    return clear or (bool(told) and not set(told) & {*_BACK[kind], *unknown, "condition", "time_range"})
+
+
 def _turned(training: Training, t_source: float) -> Finding:
     return TargetOffPath().finding(
         say("preflight.target.turned", declared=t_source, other=1 - t_source),
@@ -65,19 +85,22 @@ def _turned(training: Training, t_source: float) -> Finding:
 
 
 def _off(training: Training) -> Finding:
-    sentence = f"preflight.target.{training.kind}"
+    back = training.kind == "scaled" and training.factor < 0
+    sentence = f"preflight.target.{training.kind}" + ("_sign" if back else "")
     angle = training.kind == "scaled" and any(abs(training.factor / one - 1) < 1e-3 for one in _ANGLE)
     if angle:
         sentence = "preflight.target.angle"
-    cause = {"negative": "target-sign", "straight": "path-derivative-missing"}.get(training.kind, "target-formula")
+    sign = back or training.kind == "negative"
+    straight = angle or training.kind == "straight"
+    cause = "target-sign" if sign else "path-derivative-missing" if straight else "target-formula"
     return TargetOffPath().finding(
         say(sentence, mismatch=training.mismatch, factor=training.factor),
         evidence=(
             Evidence("preflight/target_mismatch", training.mismatch, 0.0),
             Evidence("preflight/target_factor", training.factor, 1.0),
         ),
-        causes=(Cause("path-derivative-missing" if angle else cause),),
-        fixes=(edit("flip_target" if training.kind == "negative" else "target_from_path", "target"),),
+        causes=(Cause(cause),),
+        fixes=(edit("flip_target" if sign else "target_from_path", "target"),),
         subject="target",
         certainty="confirmed" if training.kind != "unknown" else "likely",
         confirm="lossdoctor preflight",
