@@ -55,6 +55,7 @@ not_a_function = 3
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module in the current folder, which no test before has imported."""
     name = "program_for_preflight"
+    (tmp_path / "script_without_guard.py").write_text("raise SystemExit(2)", encoding="utf-8")
     (tmp_path / f"{name}.py").write_text(PROGRAM, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -99,6 +100,7 @@ def test_forms_and_files(program: str, tmp_path: Path) -> None:
         ("{}:nothing", "nothing of that name"),
         ("{}:not_a_function", "int"),
         ("no_such_module_here:f", "cannot be imported"),
+        ("script_without_guard:f", "__main__"),
         ("{}:listed", "a mapping"),
         ("{}:strange", "smapler"),
         ("{}:failing", "ZeroDivisionError"),

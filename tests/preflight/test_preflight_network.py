@@ -98,6 +98,12 @@ def test_a_null_condition_that_changes_nothing_is_named() -> None:
     assert "guidance" in str(finding.message)
 
 
+@pytest.mark.parametrize("null", [CLASSES, torch.tensor(CLASSES), torch.tensor([CLASSES]), torch.full((B,), CLASSES)])
+def test_the_null_condition_may_be_that_of_one_sample(null: Any) -> None:
+    diagnosis = told(net(zero=False), null_cond=null, cond=torch.ones(B, dtype=torch.int64))
+    assert "CND601" in diagnosis.clear, diagnosis.findings
+
+
 def test_an_embedding_made_for_steps_of_training_is_named() -> None:
     model = net(thousand=True, zero=False)
     [finding] = [f for f in told(model).findings if f.code == "VEL405"]

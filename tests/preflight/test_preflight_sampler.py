@@ -149,9 +149,9 @@ def test_every_mistake_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sign", "points", "stale"])
-def test_a_large_batch_is_judged_by_its_first_rows(name: str) -> None:
+def test_a_large_batch_is_judged_by_some_of_its_numbers(name: str) -> None:
     sampler, code, cause, _ = BROKEN[name]
-    z0, z1 = ends(0, 40, 3)
+    z0, z1 = ends(0, 40, 300)
     finding = only(preflight.check(sampler=sampler, z0=z0, z1=z1))
     assert (finding.code, finding.causes[0].code) == (code, cause), str(finding.message)
     assert_clear(preflight.check(sampler=midpoint, z0=z0, z1=z1))

@@ -52,6 +52,7 @@ HEALTHY: dict[str, tuple[Target, float]] = {
     "minimal sigma": (lambda z0, z1, t: ((1 - (1 - 1e-4) * t) * z0 + t * z1, z1 - (1 - 1e-4) * z0), 0.0),
     "t as (B,)": (lambda z0, z1, t: (flat(z0, z1, t), z1 - z0), 0.0),
     "float32 inside": (lambda z0, z1, t: (torch.lerp(z0.float(), z1.float(), t.float()), (z1 - z0).float()), 0.0),
+    "half precision inside": (lambda z0, z1, t: (torch.lerp(z0, z1, t).bfloat16(), (z1 - z0).bfloat16()), 0.0),
     "squared cosine": (
         lambda z0, z1, t: (
             torch.cos(math.pi * t / 2) ** 2 * z0 + torch.sin(math.pi * t / 2) ** 2 * z1,

@@ -58,9 +58,9 @@ def _found(name: str) -> Callable[[], Any]:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard that reads its own arguments
         got = f"{type(error).__name__}: {error}"
-        todo = "run it from the folder of the module, and import it once by hand"
+        todo = "keep what runs under if __name__ == '__main__', and call it from the folder of the module"
         raise UsageError(mismatch(f"{module} cannot be imported.", "a module that imports", got, todo)) from error
     for part in attribute.split("."):
         found = getattr(found, part, None)

@@ -40,10 +40,22 @@ def _used(given: Given) -> Answers:
         if condition.splittable(given.cond, rows) and (index := _exchanged(given.cond, rows)) is not None:
             asked["other"] = change(true, net(cond=condition.take(given.cond, index)))
         if given.null_cond is not None:
-            asked["null"] = change(true, net(cond=given.null_cond))
+            asked["null"] = change(true, net(cond=_null(given, rows)))
     if not asked:
         return all_skipped((ConditionUnused,), say("preflight.condition.one"), say("preflight.condition.one.todo"))
     return fired((ConditionUnused,), [_unused(name, by) for name, by in asked.items() if by <= UNCHANGED][:1])
+
+
+def _null(given: Given, rows: int) -> Any:
+    """The null condition for a batch, also where one for a single sample was given."""
+    cond, null = given.cond, given.null_cond
+    if isinstance(cond, Tensor) and isinstance(null, (int, float)):
+        return torch.full_like(cond, null)
+    if isinstance(cond, Tensor) and isinstance(null, Tensor) and null.shape in (cond.shape[1:], (1, *cond.shape[1:])):
+        return null.to(cond.device).expand(cond.shape)
+    if isinstance(cond, (list, tuple)) and isinstance(null, str):
+        return type(cond)([null] * rows)
+    return null
 
 
 def _exchanged(cond: Any, rows: int) -> Tensor | None:

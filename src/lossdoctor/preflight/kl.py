@@ -28,11 +28,13 @@ from lossdoctor.rules.pst309_unclamped_logvar import UnclampedLogvar
 RULES = (ScaledKl, KlOnSample, KlReduction, UnclampedLogvar)
 NEEDS = ("kl",)
 
-EXACT = 1e-3
-"""Relative error of the formula that is the one: 1e-6 in float32, 1e-3 where the function works in half precision."""
+EXACT = 5e-3
+"""Relative error of the formula that is the one: 1e-6 in float32, 2e-3 where the function works in half precision. The
+nearest other formula is off by 0.02."""
 _LEVELS = ((0.3, -0.5), (1.0, -1.0), (2.0, 0.5), (0.5, -3.0), (3.0, -0.2), (0.1, 1.0), (1.5, -2.0), (0.8, 0.3))
 """Size of mu and middle of logvar of the posteriors."""
-_SHAPE = (16, 6)
+_ROWS, _DIMENSIONS = 13, (6,)
+"""13 samples, so that a mean over the batch is no other reduction by chance."""
 _SCALES = (1e-2, 1e2)
 
 
@@ -78,13 +80,14 @@ def ask(given: Given) -> Answers:
 
 
 def _cases(given: Given) -> list[_Case]:
-    like = given.mu if given.mu is not None else torch.zeros(_SHAPE)
+    device = torch.device("cpu") if given.mu is None else given.mu.device
+    shape = (_ROWS, *(_DIMENSIONS if given.mu is None else given.mu.shape[1:]))
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for mean, middle in _LEVELS:
-        mu = mean * torch.randn(like.shape, generator=generator, dtype=torch.float64)
-        logvar = middle + 0.7 * torch.randn(like.shape, generator=generator, dtype=torch.float64)
-        drawn.append((mu.to(like.device), logvar.to(like.device)))
+        mu = mean * torch.randn(shape, generator=generator, dtype=torch.float64)
+        logvar = middle + 0.7 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        drawn.append((mu.to(device), logvar.to(device)))
     return [_at(given, mu, logvar) for mu, logvar in drawn]
 
 

@@ -20,7 +20,7 @@ from lossdoctor.flow.solvers import observed_order
 from lossdoctor.preflight.answers import Answers, all_clear, all_skipped, only
 from lossdoctor.preflight.given import Failed, Given
 from lossdoctor.preflight.mistakes import Mistake, mistakes, sound
-from lossdoctor.preflight.standin import Problem
+from lossdoctor.preflight.standin import Problem, few
 from lossdoctor.preflight.training import Kind, read
 from lossdoctor.preflight.trial import COUNTS, Bench, Trial
 from lossdoctor.rules.finding import Cause, Certainty, Evidence, Finding, Fix, Severity, say
@@ -46,7 +46,6 @@ REACHED = 0.1
 FALLING = 0.7
 """Observed order from which on a method converges; Euler has 0.9 to 1.1 on this problem."""
 _ROUNDING = 1e-5  # of float32 over 32 steps: nothing can be nearer
-_ROWS = 8  # on which references are computed
 
 _BY_CODE = {rule.code: rule for rule in RULES}
 
@@ -116,18 +115,18 @@ def _lost(given: Given, cond: Any) -> bool:
 
 def _judged(bench: Bench, trial: Trial) -> Finding | None:
     given, problem = bench.given, bench.problem
-    few = problem.rows(_ROWS)
+    small = problem.few()
     errors = _errors(problem, trial.ends)
     if max(errors.values()) <= SAME:
         return None
-    right = _best(few, trial.ends, list(sound()))
+    right = _best(small, trial.ends, list(sound()))
     if right.far <= SAME:
         return _midpoint_time(trial, right.mistake, errors)
-    unexplained = {n: float((trial.ends[n][: len(few.z0)] - few.z1).square().mean().sqrt()) / few.size for n in COUNTS}
-    wrong = _best(few, trial.ends, list(mistakes(_slopes(trial), given.latent_scale)))
+    unexplained = {n: float((few(trial.ends[n]) - small.z1).square().mean().sqrt()) / small.size for n in COUNTS}
+    wrong = _best(small, trial.ends, list(mistakes(_slopes(trial), given.latent_scale)))
     if wrong.far <= EXPLAINED * max(right.far, SAME) or wrong.far <= SAME:
         return _named(wrong.mistake, errors, wrong.far, right.far)
-    if (scale := _output_scale(few, trial.ends)) is not None:
+    if (scale := _output_scale(small, trial.ends)) is not None:
         return _scaled(given, scale, errors)
     kind = _other_kind(bench)
     if kind is not None:
@@ -135,7 +134,7 @@ def _judged(bench: Bench, trial: Trial) -> Finding | None:
     more = bench.run(MORE)
     errors |= _errors(problem, more.ends)
     order = _order(errors)
-    if errors[MORE[-1]] <= REACHED and order >= FALLING and _as_good(few, unexplained):
+    if errors[MORE[-1]] <= REACHED and order >= FALLING and _as_good(small, unexplained):
         return None
     if order >= FALLING and errors[MORE[-1]] <= REACHED:
         return _finding(
@@ -160,7 +159,7 @@ def _best(problem: Problem, ends: Mapping[int, Tensor], candidates: Sequence[Mis
     for one in candidates:
         worst = 0.0
         for n in COUNTS:
-            off = ends[n][: len(problem.z0)] - one.end(problem, n)
+            off = few(ends[n]) - one.end(problem, n)
             far = float(off.square().mean().sqrt()) / problem.size
             worst = max(worst, far if math.isfinite(far) else math.inf)
             if worst > 2 * best.far + SAME:
@@ -215,7 +214,7 @@ def _output_scale(problem: Problem, ends: Mapping[int, Tensor]) -> float | None:
             continue
         scales = []
         for n in COUNTS:
-            sound_end, end = one.end(problem, n), ends[n][: len(problem.z0)]
+            sound_end, end = one.end(problem, n), few(ends[n])
             scale = float((end * sound_end).sum() / sound_end.square().sum())
             far = float((end - scale * sound_end).square().mean().sqrt()) / problem.size
             if not far <= SAME * max(1.0, abs(scale)):

@@ -26,6 +26,8 @@ differ by 0.1 and more."""
 _END = 0.1
 """By how much a path may miss its ends, as `flow.paths.Scheduled` allows it."""
 _STEP = 1e-3
+_COARSE, _COARSE_STEP = 0.03, 0.04
+"""For answers in half precision: bfloat16 rounds to 0.004."""
 _TIMES = 7
 
 
@@ -104,11 +106,11 @@ def read(given: Given) -> Training:
     for k in range(_TIMES):
         t = _times(z0, k)
         x_t, v_t = sample(t)
-        forward, _ = sample(t + _STEP)
-        backward, _ = sample(t - _STEP)
+        forward, _ = sample(t + sample.step)
+        backward, _ = sample(t - sample.step)
         x.append(x_t)
         v.append(v_t)
-        slope.append((forward - backward) / (2 * _STEP))
+        slope.append((forward - backward) / (2 * sample.step))
         times.append(t)
     ends = (sample.z0.repeat(_per(z0)), sample.z1.repeat(_per(z1)))
     batch = _Batch(torch.cat(x), torch.cat(v), torch.cat(slope), torch.cat(times), *ends)
@@ -133,6 +135,18 @@ class _Sample:
     ask: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     z0: Tensor
     z1: Tensor
+    coarse: bool
+    """Whether the answer is in half precision: then it is differenced over a longer step, and must fit less well."""
+
+    @property
+    def step(self) -> float:
+        """Half the length over which x_t is differenced."""
+        return _COARSE_STEP if self.coarse else _STEP
+
+    @property
+    def tolerance(self) -> float:
+        """Relative error of the formula that is the one; rounding counts in a derivative in float32."""
+        return _COARSE if self.coarse else EXACT if self.z0.dtype == torch.float64 else 5 * EXACT
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.ask(self.z0, self.z1, t)
@@ -155,9 +169,17 @@ def _sampled(given: Given, z0: Tensor, z1: Tensor) -> _Sample:
             except Failed as failed:
                 failures.append(failed)
             else:
-                return _Sample(ask, z0.to(dtype), z1.to(dtype))
+                t = _times(z0, 0).to(dtype)
+                coarse = _coarse(given, z0.to(dtype), z1.to(dtype), t.flatten() if flat else t)
+                return _Sample(ask, z0.to(dtype), z1.to(dtype), coarse)
     # A shape is the better clue: with (B,) most functions fail in another way.
     raise next((failed for failed in failures if isinstance(failed, Shapes)), failures[0])
+
+
+def _coarse(given: Given, z0: Tensor, z1: Tensor, t: Tensor) -> bool:
+    assert given.target is not None
+    answer = asked("target", given.target, z0.clone(), z1.clone(), t)
+    return any(one.dtype in (torch.float16, torch.bfloat16) for one in answer)
 
 
 def ask_target(given: Given, z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,8 +222,7 @@ def _fitted(batch: _Batch, given: Given, sample: _Sample) -> Training:
     if (noise := _noise(given, batch.z0)) is not None:
         candidates["noise"] = noise
     mismatch = _far(batch.slope, batch.v)
-    # The derivative is numerical: its rounding counts in float32.
-    tolerance = EXACT if sample.z0.dtype == torch.float64 else 5 * EXACT
+    tolerance = sample.tolerance
     for kind, value in candidates.items():
         if _far(value, batch.v) <= tolerance:
             return Training(path, residual, kind, 1.0, mismatch, turned)
@@ -217,7 +238,7 @@ def _path(batch: _Batch, given: Given, sample: _Sample) -> tuple[Path | None, fl
         own = OwnPath(given, lambda z0, z1, t: sample.ask(z0, z1, t)[0], source)
         for path in (*PATHS.values(), own):
             far = _far(batch.x, path.sample(batch.z0, batch.z1, batch.t, source)[0])
-            if far <= EXACT and (path is not own or _leads(own, batch.z0)):
+            if far <= (_COARSE if sample.coarse else EXACT) and (path is not own or _leads(own, batch.z0)):
                 return path, far, source != given.t_source
             nearest = min(nearest, far)
     return None, nearest, False
