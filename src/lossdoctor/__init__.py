@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossdoctor import losses as losses
     from lossdoctor import metrics as metrics
+    from lossdoctor import preflight as preflight
     from lossdoctor import sinks as sinks
     from lossdoctor import treat as treat
     from lossdoctor.diagnose import Diagnosis as Diagnosis
@@ -47,7 +48,7 @@ _HOME = {
     "posterior": "lossdoctor.probe.observe",
     "seed_everything": "lossdoctor.probe.observe",
 }
-_PARTS = ("flow", "losses", "metrics", "sinks", "treat")
+_PARTS = ("flow", "losses", "metrics", "preflight", "sinks", "treat")
 __all__ = [*_HOME, *_PARTS]  # noqa: PLE0604 - derived, so that it cannot go stale
 
 

@@ -21,7 +21,7 @@ from lossdoctor.rules import RULES, Clear, Finding, Fired, Message, Outcome, Rul
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES, Severity, say
 from lossdoctor.rules.view import Readable
 
-__all__ = ["SCHEMA", "Diagnosis", "configured", "diagnose"]
+__all__ = ["SCHEMA", "Diagnosis", "assembled", "configured", "diagnose"]
 
 SCHEMA = "lossdoctor/diagnosis@1"
 
@@ -133,14 +133,25 @@ def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, na
     view = run if isinstance(run, RunView) else RunView(run)
     asked = configured() if rules is None else tuple(rules)
     outcomes = {rule.code: (rule, _judge(rule, view)) for rule in asked}
-    outcomes = _settled(_without_chance(outcomes), view)
-    found = [f for rule, outcome in outcomes.values() if isinstance(outcome, Fired) for f in outcome.findings]
     path = getattr(run, "path", None)
-    return Diagnosis(
+    return assembled(
+        _settled(_without_chance(outcomes), view),
         run=name if name is not None else str(path) if path is not None else "",
         steps=view.last_step + 1,
         measured=len(view.steps),
-        findings=tuple(_grouped(found, {rule.code: rule for rule in asked})),
+    )
+
+
+def assembled(
+    outcomes: Mapping[str, tuple[Rule, Outcome]], *, run: str = "", steps: int = 0, measured: int = 0
+) -> Diagnosis:
+    """The diagnosis that outcomes by code make, whoever found them: findings that follow from another behind it."""
+    found = [f for _, outcome in outcomes.values() if isinstance(outcome, Fired) for f in outcome.findings]
+    return Diagnosis(
+        run=run,
+        steps=steps,
+        measured=measured,
+        findings=tuple(_grouped(found, {code: rule for code, (rule, _) in outcomes.items()})),
         clear=tuple(code for code, (_, outcome) in outcomes.items() if isinstance(outcome, Clear)),
         skipped=tuple((code, outcome) for code, (_, outcome) in outcomes.items() if isinstance(outcome, Skipped)),
     )

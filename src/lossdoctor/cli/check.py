@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lossdoctor import config as configuration
-from lossdoctor.cli.folders import written
+from lossdoctor.cli.answer import FAIL_ON, deliver, delivered, exit_code
 from lossdoctor.cli.options import Settings, global_options, settings
 from lossdoctor.errors import RunError, UsageError, mismatch
 from lossdoctor.messages import text
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lossdoctor.rules import Rule
 
 FORMATS = ("text", "json", "markdown", "sarif", "github", "html")
-FAIL_ON = ("error", "warning", "info", "never")
 
 
 @click.command("check")
@@ -56,7 +55,7 @@ def command(
     diagnoses, broken = _diagnosed(runs, asked, settings(ctx))
     if diagnoses:
         _tell(diagnoses, runs, form, output, settings(ctx), verbose=verbose)
-    ctx.exit(_exit_code(diagnoses, fail_on, broken=broken))
+    ctx.exit(exit_code(diagnoses, fail_on, broken=broken))
 
 
 def rules_asked(select: Sequence[str], ignore: Sequence[str], changes: Sequence[str]) -> tuple[Rule, ...]:
@@ -103,43 +102,6 @@ def _tell(
         from lossdoctor.store import Run
 
         told = page(Run.open(runs[0]), diagnoses[0], lang=talk.lang)
-    elif form == "text":
-        told = ""
-        from lossdoctor.report.verdict.text import Verdict
-
-        if output is None:
-            console = talk.console()
-            for diagnosis in diagnoses:
-                console.print(Verdict(diagnosis, talk.lang, verbose=verbose))
-            return
-        told = "\n".join(_as_text(diagnosis, talk, verbose=verbose) for diagnosis in diagnoses)
+        delivered(told, output, talk)
     else:
-        from lossdoctor.report.verdict import DOCUMENTS
-
-        told = DOCUMENTS[form](diagnoses, talk.lang)
-    if output is None:
-        click.echo(told, nl=False)
-    else:
-        written(output, told)
-        click.echo(text("check.written", talk.lang, path=output), err=True)
-
-
-def _as_text(diagnosis: Diagnosis, talk: Settings, *, verbose: bool) -> str:
-    import io
-
-    from rich.console import Console
-
-    from lossdoctor.report.verdict.text import Verdict
-
-    page = io.StringIO()
-    Console(file=page, no_color=True, width=100, highlight=False).print(Verdict(diagnosis, talk.lang, verbose=verbose))
-    return page.getvalue()
-
-
-def _exit_code(diagnoses: Sequence[Diagnosis], fail_on: str, *, broken: bool) -> int:
-    if broken or not any(diagnosis.judged for diagnosis in diagnoses):
-        return 2
-    if fail_on == "never":
-        return 0
-    counting = FAIL_ON[: FAIL_ON.index(fail_on) + 1]
-    return int(any(diagnosis.worst() in counting for diagnosis in diagnoses))
+        deliver(diagnoses, form, output, talk, verbose=verbose)

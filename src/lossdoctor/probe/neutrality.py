@@ -58,6 +58,32 @@ def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def same_modes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Each module's mode, and that of everything in it, put back at the end."""
+    before = [(module, module.training) for module in every_module(modules)]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextlib.contextmanager
+def same_gradients(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """`.grad` and `requires_grad` of every parameter put back at the end, the tensors and what is in them."""
+    parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
+    before = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    try:
+        yield
+    finally:
+        for parameter, required, grad, value in before:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+            if grad is not None and value is not None:
+                grad.data.copy_(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Autocast:
     """The autocast state at the moment tensors were handed in, to run a probing forward in the same precision."""

@@ -42,6 +42,7 @@ from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 from lossdoctor.rules.opt705_ema_stuck import EmaStuck
 from lossdoctor.rules.opt706_ema_too_slow import EmaTooSlow
 from lossdoctor.rules.opt707_lost_accumulation import LostAccumulation
+from lossdoctor.rules.pre001_function_failed import FunctionFailed
 from lossdoctor.rules.pst301_prior_not_approached import PriorNotApproached
 from lossdoctor.rules.pst302_off_prior_sample import OffPriorSample
 from lossdoctor.rules.pst303_scaled_kl import ScaledKl
@@ -119,6 +120,7 @@ RULES: tuple[type[Rule], ...] = (
     EmaStuck,
     EmaTooSlow,
     LostAccumulation,
+    FunctionFailed,
     PriorNotApproached,
     OffPriorSample,
     ScaledKl,

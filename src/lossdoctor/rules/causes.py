@@ -49,6 +49,8 @@ CAUSES: tuple[str, ...] = (
     "inference-formula",
     "sampler-grid",
     "sampler-state",
+    # preflight
+    "function-failed",
     # condition
     "condition-not-connected",
     "condition-shuffled",

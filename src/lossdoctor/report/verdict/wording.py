@@ -28,6 +28,8 @@ def _counted(severity: str, n: int, lang: str) -> str:
 
 def extent(diagnosis: Diagnosis, lang: str) -> str:
     """How much of the run there was to judge."""
+    if diagnosis.judged and not diagnosis.steps:
+        return text("check.before", lang)
     return text("check.extent", lang, steps=f"{diagnosis.steps:,}", measured=f"{diagnosis.measured:,}")
 
 
