@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import lossdoctor as ld
+from lossdoctor.rules import Finding
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 GLOBAL = ("grad", "descent/", "loss/", "step/", "weight/", "lr/", "wd/")
@@ -182,7 +183,85 @@ def test_processes_that_train_a_model_each_keep_their_own_numbers(two) -> None:
     each = [two.of("apart", rank)["on"]["rets"][-1] for rank in (0, 1)]
     assert each[0]["grad/flow"] != each[1]["grad/flow"]
     assert each[0]["loss/flow"] != each[1]["loss/flow"]
-    assert [event["what"] for event in two.events("apart", "ranks_differ")] == ["model"]
+    assert [event["what"] for event in two.events("apart", "ranks_differ")] == ["weights apart", "model"]
+
+
+def findings(outcome: Outcome, name: str) -> dict[str, Finding]:
+    """What the rules about ranks say, by code; the same on every rank but for the names of tensors in rank 0's meta."""
+    told = ld.diagnose(outcome.run(name))
+    assert not [skipped for _, skipped in told.skipped if skipped.reason.key == "skip.failed"]
+    return {finding.code: finding for finding in told.findings if finding.code.startswith("RNK")}
+
+
+def same(outcome: Outcome, name: str, what: str, rank: int = 0) -> list[float]:
+    run = outcome.run(name, rank)
+    return run[f"ranks/same/{what}"].values.tolist() if f"ranks/same/{what}" in run else []
+
+
+def test_ranks_that_draw_for_themselves_are_clear(two) -> None:
+    told = ld.diagnose(two.run("own_draws"))
+    assert {"RNK001", "RNK002", "RNK003"} <= set(told.clear)
+    for what in ("flow.z1", "flow.t", "posterior.noise"):
+        assert same(two, "own_draws", what) == [0.0] * 7, "from the second measured step on"
+    assert same(two, "own_draws", "flow.z0") == [], "zeros at every step are no noise"
+    assert two.run("own_draws")["ranks/weights_apart"].values.tolist() == [0.0] * 8
+
+
+def test_a_grid_of_times_is_not_drawn(two) -> None:
+    assert same(two, "grid", "flow.t") == []
+    assert findings(two, "grid") == {}
+
+
+def test_ranks_with_the_same_data_are_found(two) -> None:
+    found = findings(two, "same_data")
+    assert list(found) == ["RNK001"]
+    assert found["RNK001"].causes[0].code == "data-not-sharded"
+    assert same(two, "same_data", "flow.z1") == same(two, "same_data", "flow.z1", 1) == [1.0] * 7
+    assert same(two, "same_data", "flow.t") == same(two, "same_data", "posterior.noise") == [0.0] * 7
+
+
+def test_ranks_with_the_same_noise_are_found(two) -> None:
+    found = findings(two, "same_noise")
+    assert list(found) == ["RNK002"]
+    assert {one.metric for one in found["RNK002"].evidence} == {"ranks/same/flow.t", "ranks/same/posterior.noise"}
+    assert same(two, "same_noise", "flow.z1") == [0.0] * 7
+
+
+def test_of_ranks_with_the_same_data_and_noise_the_data_lead(two) -> None:
+    assert findings(two, "same_draws")["RNK002"].explained_by == "RNK001"
+
+
+def test_a_parameter_outside_the_wrapper_is_named(two) -> None:
+    found = findings(two, "outside")
+    assert list(found) == ["RNK003"]
+    assert (found["RNK003"].severity, found["RNK003"].message.key) == ("error", "rule.RNK003")
+    apart = two.run("outside")["ranks/weights_apart"].values
+    assert apart[0] == 0.0
+    assert (apart[2:] > 1e-6).all(), "the first step of Adam is a sign, and may be the same"
+    each = next(event["each"] for event in two.events("outside", "ranks_differ") if event["what"] == "weights apart")
+    assert (each["count"], each["tensors"]) == (1, ["(outside the model)"])
+
+
+def test_a_teacher_of_its_own_on_every_rank_is_found(two) -> None:
+    found = findings(two, "own_teacher")
+    assert list(found) == ["RNK003"]
+    assert (found["RNK003"].subject, found["RNK003"].causes[0].code) == ("teacher", "not-broadcast")
+    exact = []
+    for rank in (0, 1):
+        torch.manual_seed(rank)
+        exact.append(torch.cat([p.detach().flatten() for p in program.Net().parameters()]))
+    wanted = float((exact[1] - exact[0]).norm() / exact[0].norm())
+    assert two.run("own_teacher", 1)["ranks/teacher_apart"].values.tolist() == pytest.approx([wanted] * 8, rel=0.3)
+    assert two.run("own_teacher")["ranks/weights_apart"].values.tolist() == [0.0] * 8
+
+
+def test_ranks_that_train_a_model_each_are_told_so(two) -> None:
+    assert findings(two, "apart")["RNK003"].message.key == "rule.RNK003.model"
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if name not in program.SICK])
+def test_no_sound_training_has_a_finding_about_its_ranks(two, name) -> None:
+    assert findings(two, name) == {}
 
 
 @pytest.mark.parametrize("name", TROUBLE)

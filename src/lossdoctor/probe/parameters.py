@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossdoctor.errors import UsageError, mismatch
@@ -106,6 +106,15 @@ def parameter_map(model: nn.Module, heads: Mapping[str, nn.Module], optimizers: 
         child = child_of.get(key, OUTSIDE)
         labels.append(tuple(dict.fromkeys([*own, child])))
     return ParameterMap(tuple(seen.values()), tuple(labels))
+
+
+def names_of(parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> list[str]:
+    """What each of the parameters is called in the first of the modules that has it."""
+    names: dict[int, str] = {}
+    for module in modules:
+        for name, parameter in unwrapped(module).named_parameters():
+            names.setdefault(id(parameter), name)
+    return [names.get(id(one), OUTSIDE) for one in parameters]
 
 
 def _everything(
