@@ -102,6 +102,7 @@ class Ledger:
     calibrating: bool = False
     scale: Tensor | None = None
     foreign_backward: bool = False
+    _rescaled: Tensor | None = None
     _base: list[Tensor | None] | None = None
     total: list[Tensor | None] = field(default_factory=list)
     lost: dict[int, Tensor] = field(default_factory=dict)
@@ -315,7 +316,8 @@ class Ledger:
             # g = c * sum w_i g_i: what the backward multiplied the loss with belongs into every g_i.
             w = torch.tensor(weights, dtype=whole.dtype, device=whole.device)
             c = (whole[k, :k] @ w) / (w @ whole[:k, :k] @ w)
-            unit[:k] = torch.where(((c - 1.0).abs() < TOLERATED) | ~c.isfinite(), torch.ones_like(c), c)
+            self._rescaled = torch.where(((c - 1.0).abs() < TOLERATED) | ~c.isfinite(), torch.ones_like(c), c)
+            unit[:k] = self._rescaled
         if self.scale is not None:
             unit = unit / self.scale.to(unit)
         return unit.outer(unit)
@@ -338,6 +340,7 @@ class Ledger:
             k = gradients.names.index(self.derived)
             weights = gradients.weights.to(found.device)
             each[k] = (total - (weights * each).sum()) / weights[k]
+        each = each if self._rescaled is None else each * self._rescaled.to(each)
         return each if self.scale is None else each / self.scale.to(each)
 
 

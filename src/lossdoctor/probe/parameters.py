@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """One optimizer or several as a tuple; UsageError for anything else."""
+    """One optimizer or several as a tuple, without wrappers that have no hooks; UsageError for anything else."""
     found = tuple(given) if isinstance(given, Sequence) else (given,)
     if not found or not all(isinstance(one, Optimizer) for one in found):
         raise UsageError(
@@ -51,7 +51,14 @@ def check_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer,
                 "Doctor(model, optimizer)",
             )
         )
-    return found
+    return tuple(map(_stepping, found))
+
+
+def _stepping(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside the one that `accelerator.prepare` makes of it, which has no hooks."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def check_heads(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
