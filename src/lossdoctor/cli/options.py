@@ -24,11 +24,11 @@ class Settings:
     lang: str = "en"
     colour: bool | None = None
 
-    def console(self) -> Console:
-        """Where to print: standard output, plain where the user or the terminal wants it so."""
+    def console(self, *, quiet: bool = False) -> Console:
+        """Where to print: standard output, plain where the user or the terminal wants it so; quiet for nowhere."""
         from rich.console import Console
 
-        return Console(no_color=True if self.colour is False else None, highlight=False)
+        return Console(no_color=True if self.colour is False else None, highlight=False, quiet=quiet)
 
     def for_stream(self, stream: TextIO) -> Settings:
         """The same, in English where the stream cannot show the language."""
