@@ -60,8 +60,7 @@ class Team:
         """
         if self.size == 1:
             return module
-        # All buffers of the system move alike on every rank: the centre is averaged in the loss itself.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused)
+        return DistributedDataParallel(module, find_unused_parameters=unused)
 
     def any(self, answer: bool) -> bool:
         """Whether any rank says yes. Every rank must call this."""
