@@ -39,12 +39,12 @@ WEIGHTS = {"a": 1.0, "b": 0.5, "flow": 2.0}
 class Net(nn.Module):
     """Three losses on a trunk, each with a head; all of it in `forward`, as DistributedDataParallel wants it."""
 
-    def __init__(self, norm: bool = False) -> None:
+    def __init__(self, norm: bool = False, width: int = 16) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.SiLU())
-        self.a_head = nn.Linear(16, 3)
-        self.b_head = nn.Linear(16, 2)
-        self.flow_head = nn.Linear(16 + 1, 4)
+        self.body = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width) if norm else nn.Identity(), nn.SiLU())
+        self.a_head = nn.Linear(width, 3)
+        self.b_head = nn.Linear(width, 2)
+        self.flow_head = nn.Linear(width + 1, 4)
         self.unused = nn.Linear(2, 2)
         self.unused.requires_grad_(False)
 
@@ -117,10 +117,12 @@ def train(
     shared: str | None = None,
     outside: bool = False,
     own_teacher: bool = False,
+    gradients: str = "exact",
+    width: int = 16,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    core = Net(norm)
+    core = Net(norm, width)
     model: nn.Module = core
     if size > 1 and shard is not None:
         shape = (
@@ -146,6 +148,7 @@ def train(
             heads={"a_head": core.a_head},
             teacher=teacher,
             every=every,
+            gradients=gradients,
             live=False,
         )
     states, rets, share = [], [], BATCH // size // micro
@@ -187,6 +190,7 @@ def train(
 
 
 UNUSED = {"which": ("ab", "a", "b"), "find_unused_parameters": True}
+SKETCHED = {"gradients": "sketch", "width": 160}
 PROGRAMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "inner": {"inner": True},
@@ -210,6 +214,10 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "sharded_micro": {"shard": "again", "micro": 3},
     "sharded_unsynced": {"shard": "once", "micro": 3, "no_sync": False},
     "hybrid": {"shard": "hybrid"},
+    "sketched": SKETCHED,
+    "sketched_no_sync": {**SKETCHED, "micro": 3},
+    "sketched_unused": {**UNUSED, **SKETCHED},
+    "sketched_by_hand": {**SKETCHED, "wrap": False, "by_hand": True},
     "own_draws": {"shared": "", "steps": 8},
     "grid": {"shared": "grid", "steps": 8},
     "same_data": {"shared": "data", "steps": 8},

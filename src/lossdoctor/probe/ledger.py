@@ -189,6 +189,16 @@ class Ledger:
         if self.sketch is not None:
             self.known.take(list(self.sketch.signs or ()), grads)
 
+    @property
+    def sketched(self) -> frozenset[int]:
+        """The parameters whose gradients are held as sketches."""
+        return frozenset((self.sketch and self.sketch.signs) or ())
+
+    def pieces(self) -> list[Tensor]:
+        """For each parameter something of the size and the dtype in which its gradients are held."""
+        parameters: list[Tensor] = list(self.where.parameters)
+        return parameters if self.sketch is None else list(map(self.sketch.like, range(len(parameters))))
+
     def lengths(self, indices: Sequence[int]) -> Tensor:
         """Norms of these parameters' gradients after the last backward, (n,), in any order; never from a sketch."""
         return self.known.of(indices, self.total)
@@ -280,8 +290,7 @@ class Ledger:
         return self.known.doubts(self.rows, self.losses, self.total) if complete else {}
 
     def _sketched_modules(self) -> frozenset[str]:
-        sketched = (self.sketch and self.sketch.signs) or {}
-        return frozenset(label for i in sketched for label in ("", *self.where.labels[i]))
+        return frozenset(label for i in self.sketched for label in ("", *self.where.labels[i]))
 
     def _combination(self) -> list[float]:
         """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
