@@ -221,7 +221,7 @@ def test_processes_that_train_a_model_each_keep_their_own_numbers(two) -> None:
 
 
 def findings(outcome: Outcome, name: str) -> dict[str, Finding]:
-    """What the rules about ranks say, by code; the same on every rank but for the names of tensors in rank 0's meta."""
+    """What the rules about ranks say of the run, by code."""
     told = ld.diagnose(outcome.run(name))
     assert not [skipped for _, skipped in told.skipped if skipped.reason.key == "skip.failed"]
     return {finding.code: finding for finding in told.findings if finding.code.startswith("RNK")}
