@@ -13,7 +13,7 @@ NAMES = ("flow", "kl z0", "teacher", "loss.λ", "a", "0")
 
 
 def filled(pattern: str, name: str, number: int) -> str:
-    for hole in ("<loss>", "<head>", "<module>", "<a>", "<b>"):
+    for hole in ("<loss>", "<head>", "<module>", "<a>", "<b>", "<input>"):
         pattern = pattern.replace(hole, name)
     return pattern.replace("{0..9}", str(number)).replace("@K", f"@{2**number}")
 

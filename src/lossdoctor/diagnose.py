@@ -51,6 +51,7 @@ _ENABLE = {
     "flow/time": "absent.time.todo",
     "flow/field": "absent.time.todo",
     "flow": "absent.velocity.todo",
+    "ranks": "enable.inputs",
 }
 """What to add to the script for a metric, by the beginning of its name; the longer beginning counts."""
 

@@ -65,7 +65,7 @@ def _cosine(pattern: str, family: str, better: Better = "none", headline: bool =
     return Key(pattern, family, better, headline, lower=-1.0, upper=1.0)
 
 
-FAMILIES = ("loss", "gradient", "step", "distillation", "posterior", "velocity", "endpoint")
+FAMILIES = ("loss", "gradient", "step", "distillation", "posterior", "velocity", "endpoint", "ranks")
 """In the order in which a report tells them."""
 
 KEYS: tuple[Key, ...] = (
@@ -174,6 +174,9 @@ KEYS: tuple[Key, ...] = (
     _size("flow/endpt_energy_floor", "endpoint"),
     _size("flow/endpt_std_ratio", "endpoint", headline=True),
     _size("flow/straightness", "endpoint"),
+    _share("ranks/same/<input>", "ranks"),
+    _size("ranks/weights_apart", "ranks"),
+    _size("ranks/teacher_apart", "ranks"),
 )
 
 _IN_FULL_FIRST = sorted(KEYS, key=lambda key: (key.open, -len(key.pattern)))

@@ -233,10 +233,11 @@ def norms(pieces: Sequence[Tensor]) -> Tensor:
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def fingerprint(pieces: Pieces) -> int:
-    """A number that is the same for the same bits, on any rank and device: sums of bit patterns do not depend on order.
+def bit_sums(pieces: Pieces) -> list[int | None]:
+    """The sum of the bit patterns of each piece, None for one that is empty: the same for the same bits, on any rank.
 
-    Norms would not do: how a product is summed may depend on where in memory the vector begins.
+    Sums of integers do not depend on order. Norms would not do: how a product is summed may depend on where in memory
+    the vector begins.
     """
     sums: list[Tensor] = []
     places: list[int] = []
@@ -248,6 +249,17 @@ def fingerprint(pieces: Pieces) -> int:
                 sums.append(dense.view(_SIGNED[dense.element_size()]).sum(dtype=torch.int64))
                 places.append(index)
         found = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
-    # An odd factor per place, so that pieces cannot change places unseen.
-    weighted: int = sum((2 * place + 1) * (one + 1) for place, one in zip(places, found, strict=True))
-    return weighted % 2**63
+    each: list[int | None] = [None] * len(pieces)
+    for place, one in zip(places, found, strict=True):
+        each[place] = one
+    return each
+
+
+def fingerprint(pieces: Pieces) -> int:
+    """A number that is the same for the same bits, on any rank and device."""
+    return joined(bit_sums(pieces))
+
+
+def joined(sums: Sequence[int | None]) -> int:
+    """One number for several bit sums, with an odd factor per place: pieces cannot change places unseen."""
+    return sum((2 * place + 1) * (one + 1) for place, one in enumerate(sums) if one is not None) % 2**63

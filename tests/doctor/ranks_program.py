@@ -39,12 +39,12 @@ WEIGHTS = {"a": 1.0, "b": 0.5, "flow": 2.0}
 class Net(nn.Module):
     """Three losses on a trunk, each with a head; all of it in `forward`, as DistributedDataParallel wants it."""
 
-    def __init__(self, norm: bool = False) -> None:
+    def __init__(self, norm: bool = False, width: int = 16) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.SiLU())
-        self.a_head = nn.Linear(16, 3)
-        self.b_head = nn.Linear(16, 2)
-        self.flow_head = nn.Linear(16 + 1, 4)
+        self.body = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width) if norm else nn.Identity(), nn.SiLU())
+        self.a_head = nn.Linear(width, 3)
+        self.b_head = nn.Linear(width, 2)
+        self.flow_head = nn.Linear(width + 1, 4)
         self.unused = nn.Linear(2, 2)
         self.unused.requires_grad_(False)
 
@@ -64,10 +64,23 @@ def batch(step: int, part: slice) -> tuple[Tensor, Tensor]:
     return x[part], t[part]
 
 
-def losses(model: nn.Module, x: Tensor, t: Tensor, which: str) -> dict[str, Tensor | None]:
+def drawn(step: int, rank: int, shared: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Data, times and noise of a rank's own, but for what is shared by mistake; "grid": times that are no mistake."""
+    own = torch.Generator().manual_seed(1_000 * step + rank)
+    all_of_us = torch.Generator().manual_seed(1_000 * step + 999)
+    x = torch.randn(6, 4, generator=all_of_us if "data" in shared else own)
+    t = torch.rand(6, 1, generator=all_of_us if "noise" in shared else own)
+    noise = torch.randn(6, 4, generator=all_of_us if "noise" in shared else own)
+    return x, torch.linspace(0, 1, 6)[:, None] if "grid" in shared else t, noise
+
+
+def losses(model: nn.Module, x: Tensor, t: Tensor, which: str, noise: Tensor | None = None) -> dict[str, Tensor | None]:
     out = model(x, t, which)
     velocity = lambda x_t, t, cond: model(x_t, t)["v"]  # noqa: E731
     ld.flow(out["v"], -x, t, x_t=x, z0=torch.zeros_like(x), z1=x, cond=x[:, :1], velocity=velocity)
+    if noise is not None:
+        mu, logvar = 0.3 * x, torch.full_like(x, -2.0)
+        ld.posterior(mu, logvar, z=mu + torch.exp(logvar / 2) * noise)
     each: dict[str, Tensor | None] = {
         "a": out["a"].square().mean() if "a" in out else None,
         "b": (out["b"] - 1).square().mean() if "b" in out else None,
@@ -100,10 +113,16 @@ def train(
     leaves: int | None = None,
     shard: str | None = None,
     rollout: bool = False,
+    steps: int = STEPS,
+    shared: str | None = None,
+    outside: bool = False,
+    own_teacher: bool = False,
+    gradients: str = "exact",
+    width: int = 16,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    core = Net(norm)
+    core = Net(norm, width)
     model: nn.Module = core
     if size > 1 and shard is not None:
         shape = (
@@ -113,21 +132,39 @@ def train(
             fully_shard(part, reshard_after_forward=shard == "again", **shape)
     elif size > 1 and wrap:
         model = DistributedDataParallel(core, **options)
-    optimizer = torch.optim.AdamW(core.parameters(), lr=1e-2)
+    teacher = None
+    if own_teacher:
+        torch.manual_seed(rank)
+        teacher = Net(norm).requires_grad_(False)
+    scale = nn.Parameter(torch.ones(4))
+    trained = [*core.parameters(), *([scale] if outside else [])]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
     doctor = None
     if run is not None and (on is None or rank in on):
         doctor = ld.Doctor(
-            core if inner else model, optimizer, run=run, heads={"a_head": core.a_head}, every=every, live=False
+            core if inner else model,
+            optimizer,
+            run=run,
+            heads={"a_head": core.a_head},
+            teacher=teacher,
+            every=every,
+            gradients=gradients,
+            live=False,
         )
     states, rets, share = [], [], BATCH // size // micro
-    for step in range(STEPS):
+    for step in range(steps):
         if doctor is not None and fails == rank and step == 2:
             doctor._patient.linearity = None  # type: ignore[assignment]
         if doctor is not None and leaves == rank and step == 2:
             doctor.close()
         for m in range(micro):
             first = (m * size + rank) * share
-            found = losses(model, *batch(step, slice(first, first + share)), which[step % len(which)])
+            kind = which[step % len(which)]
+            if shared is None:
+                found = losses(model, *batch(step, slice(first, first + share)), kind)
+            else:
+                x, t, noise = drawn(step, rank, shared)
+                found = losses(model, x * scale if outside else x, t, kind, noise)
             wait = no_sync and m + 1 < micro and isinstance(model, DistributedDataParallel)
             if shard is not None and size > 1 and not no_sync:
                 core.set_requires_gradient_sync(m + 1 == micro)  # type: ignore[operator]
@@ -153,6 +190,7 @@ def train(
 
 
 UNUSED = {"which": ("ab", "a", "b"), "find_unused_parameters": True}
+SKETCHED = {"gradients": "sketch", "width": 160}
 PROGRAMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "inner": {"inner": True},
@@ -176,7 +214,21 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "sharded_micro": {"shard": "again", "micro": 3},
     "sharded_unsynced": {"shard": "once", "micro": 3, "no_sync": False},
     "hybrid": {"shard": "hybrid"},
+    "sketched": SKETCHED,
+    "sketched_no_sync": {**SKETCHED, "micro": 3},
+    "sketched_unused": {**UNUSED, **SKETCHED},
+    "sketched_by_hand": {**SKETCHED, "wrap": False, "by_hand": True},
+    "own_draws": {"shared": "", "steps": 8},
+    "grid": {"shared": "grid", "steps": 8},
+    "same_data": {"shared": "data", "steps": 8},
+    "same_noise": {"shared": "noise", "steps": 8},
+    "same_draws": {"shared": "data noise", "steps": 8},
+    "outside": {"shared": "", "steps": 8, "outside": True},
+    "own_teacher": {"shared": "", "steps": 8, "own_teacher": True},
 }
+
+SICK = ("apart", "same_data", "same_noise", "same_draws", "outside", "own_teacher")
+"""In which the ranks are not as they should be to each other."""
 
 
 def settings(name: str, rank: int) -> dict[str, Any]:

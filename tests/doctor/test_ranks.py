@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import lossdoctor as ld
+from lossdoctor.rules import Finding
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 GLOBAL = ("grad", "descent/", "loss/", "step/", "weight/", "lr/", "wd/")
@@ -60,8 +61,12 @@ def launched(size: int, names: list[str]) -> Callable[[pytest.TempPathFactory], 
 
 TROUBLE = ["schedules", "only_rank_0", "fails", "leaves", "hybrid"]
 SHARDED = ["sharded", "resharded", "sharded_micro", "sharded_unsynced"]
-SOUND = [name for name in program.PROGRAMS if name not in (*TROUBLE, *SHARDED)]
+SKETCHED = ["sketched", "sketched_no_sync", "sketched_unused", "sketched_by_hand"]
+ALIKE = ["own_draws", "grid", "same_data", "same_noise", "same_draws", "outside", "own_teacher"]
+SOUND = [name for name in program.PROGRAMS if name not in (*TROUBLE, *SHARDED, *SKETCHED, *ALIKE)]
 two = launched(2, SOUND)
+sketches = launched(2, SKETCHED)
+alike = launched(2, ALIKE)
 shards = launched(2, SHARDED)
 trouble = launched(2, TROUBLE)
 four = launched(4, ["plain", "no_sync"])
@@ -100,6 +105,18 @@ def test_training_is_bit_for_bit_the_same(two, name) -> None:
     assert two.of(name)["warnings"] == []
 
 
+@pytest.mark.parametrize("name", SKETCHED)
+def test_training_with_sketches_is_bit_for_bit_the_same(sketches, name) -> None:
+    assert_neutral(sketches, name)
+    assert sketches.of(name)["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_training_of_ranks_that_are_too_alike_or_apart_is_bit_for_bit_the_same(alike, name) -> None:
+    assert_neutral(alike, name)
+    assert alike.of(name)["warnings"] == []
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_training_on_shards_is_bit_for_bit_the_same(shards, name) -> None:
     assert_neutral(shards, name)
@@ -109,6 +126,24 @@ def test_training_on_shards_is_bit_for_bit_the_same(shards, name) -> None:
 @pytest.mark.parametrize("name", ["plain", "inner", "unused", "no_sync", "views", "synced", "by_hand"])
 def test_numbers_are_those_of_the_global_batch(two, name, tmp_path) -> None:
     assert_global(two, name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sketched", "sketched_no_sync", "sketched_unused"])
+def test_sketches_are_those_of_the_global_batch(sketches, name, tmp_path) -> None:
+    """Signs are the same on every rank and in every run, so that the estimates are the same numbers."""
+    assert_global(sketches, name, tmp_path)
+    told = sketches.run(name).meta
+    assert told["gradients"] == "sketch"
+    assert set(told["sketch"]["modules"]) >= {"body", "flow_head"}
+
+
+def test_of_sketches_averaged_by_hand_the_lengths_are_estimates_too(sketches, tmp_path) -> None:
+    exact = program.train(tmp_path, 0, 1, width=160)["rets"]
+    for step, wanted in enumerate(exact):
+        found, other = (sketches.of("sketched_by_hand", rank)["on"]["rets"][step] for rank in (0, 1))
+        for name in ("a", "b", "flow", "total"):
+            assert found[f"grad/{name}"] == pytest.approx(wanted[f"grad/{name}"], rel=0.3), (step, name)
+            assert found[f"grad/{name}"] == other[f"grad/{name}"]
 
 
 @pytest.mark.parametrize("name", ["static", "static_inner"])
@@ -182,7 +217,90 @@ def test_processes_that_train_a_model_each_keep_their_own_numbers(two) -> None:
     each = [two.of("apart", rank)["on"]["rets"][-1] for rank in (0, 1)]
     assert each[0]["grad/flow"] != each[1]["grad/flow"]
     assert each[0]["loss/flow"] != each[1]["loss/flow"]
-    assert [event["what"] for event in two.events("apart", "ranks_differ")] == ["model"]
+    assert [event["what"] for event in two.events("apart", "ranks_differ")] == ["weights apart", "model"]
+
+
+def findings(outcome: Outcome, name: str) -> dict[str, Finding]:
+    """What the rules about ranks say of the run, by code."""
+    told = ld.diagnose(outcome.run(name))
+    assert not [skipped for _, skipped in told.skipped if skipped.reason.key == "skip.failed"]
+    return {finding.code: finding for finding in told.findings if finding.code.startswith("RNK")}
+
+
+def same(outcome: Outcome, name: str, what: str, rank: int = 0) -> list[float]:
+    run = outcome.run(name, rank)
+    return run[f"ranks/same/{what}"].values.tolist() if f"ranks/same/{what}" in run else []
+
+
+def test_ranks_that_draw_for_themselves_are_clear(alike) -> None:
+    told = ld.diagnose(alike.run("own_draws"))
+    assert {"RNK001", "RNK002", "RNK003"} <= set(told.clear)
+    for what in ("flow.z1", "flow.t", "posterior.noise"):
+        assert same(alike, "own_draws", what) == [0.0] * 7, "from the second measured step on"
+    assert same(alike, "own_draws", "flow.z0") == [], "zeros at every step are no noise"
+    assert alike.run("own_draws")["ranks/weights_apart"].values.tolist() == [0.0] * 8
+
+
+def test_a_grid_of_times_is_not_drawn(alike) -> None:
+    assert same(alike, "grid", "flow.t") == []
+    assert findings(alike, "grid") == {}
+
+
+def test_ranks_with_the_same_data_are_found(alike) -> None:
+    found = findings(alike, "same_data")
+    assert list(found) == ["RNK001"]
+    assert found["RNK001"].causes[0].code == "data-not-sharded"
+    assert same(alike, "same_data", "flow.z1") == same(alike, "same_data", "flow.z1", 1) == [1.0] * 7
+    assert same(alike, "same_data", "flow.t") == same(alike, "same_data", "posterior.noise") == [0.0] * 7
+
+
+def test_ranks_with_the_same_noise_are_found(alike) -> None:
+    found = findings(alike, "same_noise")
+    assert list(found) == ["RNK002"]
+    assert {one.metric for one in found["RNK002"].evidence} == {"ranks/same/flow.t", "ranks/same/posterior.noise"}
+    assert same(alike, "same_noise", "flow.z1") == [0.0] * 7
+
+
+def test_of_ranks_with_the_same_data_and_noise_the_data_lead(alike) -> None:
+    assert findings(alike, "same_draws")["RNK002"].explained_by == "RNK001"
+
+
+def test_a_parameter_outside_the_wrapper_is_named(alike) -> None:
+    found = findings(alike, "outside")
+    assert list(found) == ["RNK003"]
+    assert (found["RNK003"].severity, found["RNK003"].message.key) == ("error", "rule.RNK003")
+    apart = alike.run("outside")["ranks/weights_apart"].values
+    assert apart[0] == 0.0
+    assert (apart[2:] > 1e-6).all(), "the first step of Adam is a sign, and may be the same"
+    each = next(event["each"] for event in alike.events("outside", "ranks_differ") if event["what"] == "weights apart")
+    assert (each["count"], each["tensors"]) == (1, ["(outside the model)"])
+
+
+def test_a_teacher_of_its_own_on_every_rank_is_found(alike) -> None:
+    found = findings(alike, "own_teacher")
+    assert list(found) == ["RNK003"]
+    assert (found["RNK003"].subject, found["RNK003"].causes[0].code) == ("teacher", "not-broadcast")
+    exact = []
+    for rank in (0, 1):
+        torch.manual_seed(rank)
+        exact.append(torch.cat([p.detach().flatten() for p in program.Net().parameters()]))
+    wanted = float((exact[1] - exact[0]).norm() / exact[0].norm())
+    assert alike.run("own_teacher", 1)["ranks/teacher_apart"].values.tolist() == pytest.approx([wanted] * 8, rel=0.3)
+    assert alike.run("own_teacher")["ranks/weights_apart"].values.tolist() == [0.0] * 8
+
+
+def test_ranks_that_train_a_model_each_are_told_so(two) -> None:
+    assert findings(two, "apart")["RNK003"].message.key == "rule.RNK003.model"
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if name not in program.SICK])
+def test_no_sound_training_has_a_finding_about_its_ranks(two, name) -> None:
+    assert findings(two, name) == {}
+
+
+@pytest.mark.parametrize("name", SKETCHED)
+def test_no_sketched_training_has_one_either(sketches, name) -> None:
+    assert findings(sketches, name) == {}
 
 
 @pytest.mark.parametrize("name", TROUBLE)

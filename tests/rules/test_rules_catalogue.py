@@ -47,6 +47,7 @@ def test_the_contract_is_kept() -> None:
         "OPT": range(701, 708),
         "BAL": range(801, 802),
         "NUM": range(901, 904),
+        "RNK": range(1, 4),
         "RUN": range(1, 4),
     }
     assert {f"{family}{n:03}" for family, numbers in expected.items() for n in numbers} <= {rule.code for rule in RULES}

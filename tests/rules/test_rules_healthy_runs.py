@@ -283,6 +283,26 @@ def hang(name: str, edit: Edit = lambda sheet: sheet, **system: Any) -> None:
     GALLERY[name] = (system, edit)
 
 
+def ranked(sheet: Sheet) -> Sheet:
+    """On four ranks that draw for themselves; at the first measured step there is nothing to compare with."""
+    sheet.meta["ranks"] = {"size": 4, "sharded": False}
+    for name in (
+        "flow.z0",
+        "flow.z1",
+        "flow.v_target",
+        "flow.t",
+        "posterior.mu",
+        "posterior.noise",
+        "distill.teacher_logits",
+    ):
+        sheet.put(f"ranks/same/{name}", 0.0).put(f"ranks/same/{name}", NEVER, at=0)
+    return sheet.put("ranks/weights_apart", 0.0).put("ranks/teacher_apart", 0.0)
+
+
+def chance(sheet: Sheet, rate: float) -> Curve:
+    return (np.random.default_rng(0).random(len(sheet.done)) < rate).astype(float)
+
+
 def edges(sheet: Sheet) -> Sheet:
     """On a quarter circle the velocity is z1 at the noise end and -z0 at the data end: neither can be known there."""
     for i, floor in {0: 0.96, 1: 0.7, 8: 0.75, 9: 0.97}.items():
@@ -396,6 +416,11 @@ hang(
 hang("a_frozen_teacher_of_another_architecture", borrow, teacher=(0.5, 0.5), told=(3.0, 3.0))
 hang("65536_prototypes_and_a_start_above_ln_k", prototypes=65_536, pace=0.15, **MANY)
 hang("an_ema_that_warms_up", lambda s: s.put("ema/momentum", warmed_up(s.done * 2500, 0.9999)), knobs={"ema": 0.9999})
+hang("four_ranks", ranked)
+hang("four_ranks_with_a_fixed_grid_of_times", lambda s: ranked(s).drop("ranks/same/flow.t"))
+hang("four_ranks_with_the_same_few_conditions", lambda s: ranked(s).put("ranks/same/posterior.mu", 1.0))
+hang("small_batches_that_meet_by_chance", lambda s: ranked(s).put("ranks/same/flow.z1", chance(s, 0.3)))
+hang("ranks_on_devices_that_round_apart", lambda s: ranked(s).put("ranks/weights_apart", 3e-8 * s.done))
 hang("weight_decay_on_the_backbone_alone", lambda s: replace(s, facts=s.facts | {"weight_decay": {"default": 0.3}}))
 
 NOISY = [name for name in GALLERY if name.startswith(("the_", "a_kl_that_r", "a_dist", "low_", "a_velocity_loss"))][:5]

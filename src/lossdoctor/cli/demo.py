@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lossdoctor.cli.progress import Phases
     from lossdoctor.cli.results import Results
     from lossdoctor.reference import Digits, Progress, ReferenceConfig, Trainer
+    from lossdoctor.reference.team import Team
     from lossdoctor.store import Run
 
 HOME = Path("runs/demo")
@@ -67,8 +68,10 @@ def command(
     lang, folder = settings(ctx).lang, None
     try:
         config = configured(config_file, changes, {name: value for name, value in given.items() if value is not None})
-        folder = next_free(HOME) if out is None else chosen(out)
-        ctx.exit(run(config, folder, settings(ctx), fault))
+        team = _team(config)
+        if team.first:
+            folder = next_free(HOME) if out is None else chosen(out)
+        ctx.exit(run(config, Path(team.told(str(folder))), settings(ctx), fault))
     except KeyboardInterrupt:
         click.echo(text("demo.stopped", lang) if folder is None else text("demo.stopped_at", lang, folder=folder))
         ctx.exit(INTERRUPTED)
@@ -76,6 +79,12 @@ def command(
         if folder is not None:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only an empty one goes
+
+
+def _team(config: ReferenceConfig) -> Team:
+    from lossdoctor.reference.team import team
+
+    return team(config.device)
 
 
 def configured(file: Path | None, changes: Sequence[str], options: dict[str, Any]) -> ReferenceConfig:
@@ -117,7 +126,10 @@ def _device(asked: str) -> str:
 
 
 def run(config: ReferenceConfig, folder: Path, settings: Settings, fault: str | None = None) -> int:
-    """Train, measure, lay out. Returns the exit code: 0, 2 when a result could not be written, 130 after Ctrl-C."""
+    """Train, measure, lay out. Returns the exit code: 0, 2 when a result could not be written, 130 after Ctrl-C.
+
+    Of several ranks only the first speaks and lays out; the others train and measure.
+    """
     from lossdoctor.cli.progress import Phases
     from lossdoctor.cli.results import Results
     from lossdoctor.diagnose import diagnose
@@ -127,11 +139,15 @@ def run(config: ReferenceConfig, folder: Path, settings: Settings, fault: str | 
     from lossdoctor.report.terminal import Summary
     from lossdoctor.report.verdict.text import Verdict
 
-    console, lang, results = settings.console(), settings.lang, Results(folder)
+    first = _team(config).first
+    console, lang, results = settings.console(quiet=not first), settings.lang, Results(folder)
     with _warnings_told(console, lang), Phases(console, lang) as phases:
         phases.say(text("demo.begin", lang, folder=folder))
         trainer = Trainer(config) if fault is None else sick(config, fault)
         record, evaluation, interrupted = _train(trainer, folder, phases)
+        trainer.team.leave()
+        if not first:
+            return INTERRUPTED if interrupted else 0
         notes = [*_held_out(evaluation, lang), *_sample(trainer, phases, results, lang)]
         if fault is not None:
             notes.append(text("demo.fault", lang, fault=fault, what=text(f"fault.{fault}", lang)))

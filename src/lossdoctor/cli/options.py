@@ -24,11 +24,11 @@ class Settings:
     lang: str = "en"
     colour: bool | None = None
 
-    def console(self, *, err: bool = False) -> Console:
-        """Where to print: standard output or error, plain where the user or the terminal wants it so."""
+    def console(self, *, err: bool = False, quiet: bool = False) -> Console:
+        """Where to print: standard output, error or nowhere; plain where the user or the terminal wants it so."""
         from rich.console import Console
 
-        return Console(no_color=True if self.colour is False else None, highlight=False, stderr=err)
+        return Console(no_color=True if self.colour is False else None, highlight=False, stderr=err, quiet=quiet)
 
     def for_stream(self, stream: TextIO) -> Settings:
         """The same, in English where the stream cannot show the language."""

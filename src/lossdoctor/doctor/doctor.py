@@ -132,8 +132,8 @@ class Doctor:
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
         sharded = any_sharded(self._patient.tops)
-        unsketched = self._patient.mode == "sketch" and (sharded or ranks is not None)
-        if unsketched:  # sketches of several ranks are not added up yet
+        unsketched = self._patient.mode == "sketch" and sharded
+        if unsketched:
             self._patient.mode = "exact"
         facts = {
             **self._facts(),
@@ -143,7 +143,7 @@ class Doctor:
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
         if unsketched and gradients == "sketch":
-            self._out.event("passed_over", measurement="sketch", reason="several ranks are measured exactly")
+            self._out.event("passed_over", measurement="sketch", reason="sharded gradients are measured exactly")
         self._treatment = None if balance is None else Treatment(balancer(balance), self._out)
         if balance is not None:
             # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.

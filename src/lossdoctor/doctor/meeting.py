@@ -21,10 +21,12 @@ from torch import Tensor
 
 from lossdoctor import linalg
 from lossdoctor.doctor.examination import Examination, Patient
+from lossdoctor.doctor.likeness import Likeness, counted, differing, distance
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.metrics.reading import to_host
 from lossdoctor.probe.agreement import averaged, layout, reduced
-from lossdoctor.probe.capture import Capture
+from lossdoctor.probe.imprints import imprints, sketched
+from lossdoctor.probe.parameters import names_of
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import PATIENCE, Ranks
 from lossdoctor.probe.schedule import Together
@@ -34,13 +36,10 @@ Losses = dict[str, float]
 
 GLOBAL = "global batch"
 """The measurement that is switched off when this rank has lost the others."""
-REPEAT = 20
-"""Meetings between two looks at whether ranks have the same inputs."""
+INPUTS = "inputs of the ranks"
+"""The measurement that is switched off when what was handed in cannot be compared."""
 FAREWELL = 10.0
 """Seconds a rank that closes its Doctor waits for the others to do so too."""
-_SAMPLES = 256
-"""Elements of a tensor by which two ranks' are told apart."""
-
 
 SHARDED_OFF = ("steps", "probes", "endpoint")
 """Not measured on sharded parameters yet: what an optimizer does to shards, and forwards beyond the training's own,
@@ -53,6 +52,7 @@ def whose(size: int, *, sharded: bool) -> dict[str, Any]:
         "losses": "global",
         "gradients": "global",
         "steps": "global",
+        "ranks": "global",
         **dict.fromkeys(("velocity", "posterior", "distillation", "probes", "endpoint"), "own"),
     }
     return {"size": size, "sharded": sharded, **found, **(dict.fromkeys(SHARDED_OFF, "off") if sharded else {})}
@@ -66,7 +66,7 @@ class Meeting:
         self._schedule, self._patient, self._out = schedule, patient, out
         self._met = False
         self._last = -1
-        self._held = 0
+        self._likeness = Likeness()
         self._told: set[str] = set()
         self._facts: dict[str, Any] = {}
 
@@ -113,26 +113,31 @@ class Meeting:
             "off": sorted(self._out.off),
             "passed_over": None if examination is None else examination.passed_over,
             "gradients": None if ledger is None else layout(ledger),
-            "weights": None if self._patient.summed else linalg.fingerprint(self._patient.look().parameters),
-            "inputs": {} if examination is None or self._held % REPEAT else _inputs(examination.capture),
+            "weights": {role: linalg.fingerprint(tensors) for role, tensors in self._weights().items()},
+            "inputs": {},
         }
+        if examination is not None and INPUTS not in self._out.off:
+            with self._out.guard(INPUTS):
+                mine["inputs"] = imprints(examination.capture)
         losses = _losses(pending)
         try:
             messages, each = self._exchange(mine, losses)
             if any(one.get("closing") for one in messages):
                 raise ConnectionError("another rank has closed its Doctor")
-            apart = self._train_apart(messages)
+            far, differs = self._far(messages)
+            apart = self._train_apart(messages, differs)
             losses = losses if apart else _mean(each)
         finally:
             _put_back(pending, losses)
         self._met = True
-        self._held += 1
         if len({one["step"] for one in messages}) > 1 or len({(one["due"], one["ahead"]) for one in messages}) > 1:
             self._differ("schedule", {"step": [m["step"] for m in messages], "next": [m["ahead"] for m in messages]})
         self._schedule.agree(step, messages[0]["due"], messages[0]["ahead"])
         self._switch_off(messages)
         if examination is not None:
             self._global(examination, messages, apart)
+            for name, value in {**far, **self._likeness.inputs([one["inputs"] for one in messages])}.items():
+                pending.add(step, name, value)
         self._compare(messages)
 
     def _exchange(
@@ -150,13 +155,45 @@ class Meeting:
         values = [np.frombuffer(part[1], dtype=np.float64).tolist() for part in parts]
         return messages, [dict(zip(json.loads(k), v, strict=True)) for k, v in zip(keys, values, strict=True)]
 
-    def _train_apart(self, messages: Sequence[Message]) -> bool:
-        """Other weights and other gradients: these processes train a model each."""
+    def _train_apart(self, messages: Sequence[Message], differs: Mapping[str, Any]) -> bool:
+        """Other gradients, and most weights are others: these processes train a model each."""
         layouts = [one["gradients"] for one in messages]
-        if None in layouts or len({one["weights"] for one in messages}) < 2 or reduced(layouts):
+        if None in layouts or 2 * differs.get("count", 0) <= differs.get("of", 0) or reduced(layouts):
             return False
-        self._differ("model", {"weights": len({one["weights"] for one in messages})})
+        self._differ("model", differs)
         return True
+
+    def _weights(self) -> dict[str, Sequence[Tensor]]:
+        """Weights that are to be the same on every rank; nobody has the whole of sharded ones."""
+        patient = self._patient
+        if patient.summed is not None:
+            return {}
+        teacher = {} if patient.teacher is None else {"teacher": patient.teacher.follower}
+        return {"weights": patient.look().parameters, **teacher}
+
+    def _far(self, messages: Sequence[Message]) -> tuple[dict[str, float], dict[str, Any]]:
+        """`ranks/weights_apart`, `ranks/teacher_apart`; and which weights differ.
+
+        Where bits differ, a second message tells how far apart they are. Whether it is sent follows from the messages
+        alone, so that all ranks send it.
+        """
+        far: dict[str, float] = {}
+        differs: dict[str, Any] = {}
+        for role, tensors in self._weights().items():
+            told = [one["weights"].get(role) for one in messages]
+            if None in told:
+                continue
+            far[f"ranks/{role}_apart"] = 0.0
+            if len(set(told)) > 1:
+                table = sketched(tensors).numpy()
+                found = self.ranks.gather(table.tobytes())
+                tables = [np.frombuffer(text).reshape(-1, table.shape[1]) for text in found]
+                if len({len(one) for one in tables}) == 1:
+                    far[f"ranks/{role}_apart"] = distance(tables)
+                    facts = differing(tables, names_of(tensors, self._patient.tops))
+                    differs = facts if role == "weights" else differs
+                    self._differ(f"{role} apart", facts)
+        return far, differs
 
     def _switch_off(self, messages: Sequence[Message]) -> None:
         failed = [r for r, one in enumerate(messages) if "gradients" in one["off"]]
@@ -186,17 +223,16 @@ class Meeting:
 
     def _compare(self, messages: Sequence[Message]) -> None:
         """How many different values the ranks have: of weights there should be one, of inputs as many as ranks."""
-        inputs = [one["inputs"] for one in messages]
-        weights = {one["weights"] for one in messages}
+        weights = {one["weights"].get("weights") for one in messages}
+        inputs = counted([one["inputs"] for one in messages])
         facts = {
             "size": len(messages),
-            "weights": None if None in weights else len(weights),  # nobody has the whole of sharded ones
-            "inputs": {name: len({one.get(name) for one in inputs}) for name in inputs[0]},
+            "weights": None if None in weights else len(weights),
+            "inputs": inputs or self._facts.get("inputs", {}),
         }
-        news = {**facts, "inputs": facts["inputs"] or self._facts.get("inputs", {})}
-        if news != self._facts and self.ranks.rank == 0:
-            self._facts = news
-            self._out.event("ranks", facts=news)
+        if facts != self._facts and self.ranks.rank == 0:
+            self._facts = facts
+            self._out.event("ranks", facts=facts)
 
     def _differ(self, what: str, each: Mapping[str, Any]) -> None:
         if what not in self._told:
@@ -236,32 +272,6 @@ def _mean(each: Sequence[Losses]) -> Losses:
         for key, value in losses.items():
             found.setdefault(key, []).append(value)
     return {key: sum(values) / len(values) for key, values in found.items()}
-
-
-def _inputs(capture: Capture) -> dict[str, str]:
-    """Digests of what was handed in last: equal on two ranks means the same data, or the same noise."""
-    handed: dict[str, Sequence[object]] = {
-        "flow": capture.flows[-1:],
-        "posterior": capture.posteriors[-1:],
-        "distill": capture.distills[-1:],
-    }
-    found = {}
-    for family, names in _COMPARED.items():
-        for batch in handed[family]:
-            for name in names:
-                tensor = getattr(batch, name)
-                if isinstance(tensor, Tensor) and tensor.numel() > 1:
-                    found[f"{family}.{name}"] = _digest(_sample(tensor))
-    return found
-
-
-_COMPARED = {"flow": ("z0", "z1", "x_t", "t"), "posterior": ("mu", "z"), "distill": ("teacher_logits",)}
-
-
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
-    some = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-    return bytes(np.array(some.double().tolist()).tobytes())
 
 
 def _digest(data: bytes) -> str:

@@ -9,9 +9,12 @@ The ranks must hold the same vectors for that, so first they compare what they h
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from lossdoctor import linalg
 from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger
@@ -19,15 +22,19 @@ from lossdoctor.probe.ranks import Ranks
 
 Layout = dict[str, Any]
 """What a rank tells of its ledger: plain JSON, a few bytes per loss and a bit per parameter."""
+_SAME = 1e-5
+"""Two gradients of different batches are not of one length to this precision."""
 
 
 def layout(ledger: Ledger) -> Layout:
     """What this rank has measured.
 
     `losses`: name to weight. `derived`: the loss without a pass. `parameters`: digest of all shapes and dtypes. `rows`,
-    `lost`: which parameters each vector has a piece for. `total`: fingerprint of the total gradient. `seconds`: of each
-    pass.
+    `lost`: which parameters each vector has a piece for. `sketched`: the parameters whose pieces are sketches. `total`:
+    fingerprint of the total gradient, and the length of what is only known as a sketch of it, since how a product is
+    summed may depend on where in memory it begins. `seconds`: of each pass.
     """
+    sketched = ledger.sketched
     shapes = [(tuple(p.shape), str(p.dtype)) for p in ledger.where.parameters]
     return {
         "losses": ledger.losses,
@@ -35,7 +42,12 @@ def layout(ledger: Ledger) -> Layout:
         "parameters": hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
         "rows": {name: _bits(row) for name, row in ledger.rows.items()},
         "lost": _bits([ledger.lost.get(i) for i in range(len(shapes))]),
-        "total": [_bits(ledger.total), linalg.fingerprint(ledger.total)],
+        "sketched": sorted(sketched),
+        "total": [
+            _bits(ledger.total),
+            linalg.fingerprint([_unless(i in sketched, g) for i, g in enumerate(ledger.total)]),
+        ],
+        "length": float(linalg.norms(list(ledger.known.norms.values())).square().sum().sqrt()),
         "seconds": ledger.seconds,
     }
 
@@ -60,13 +72,13 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     if any(one["losses"].keys() != losses.keys() for one in layouts):
         # Each rank would choose the loss to leave out among its own.
         linearity.derives = False
-    for what in ("parameters", "derived"):
+    for what in ("parameters", "derived", "sketched"):
         if any(one[what] != first[what] for one in layouts):
             linearity.age = CALIBRATE_EVERY  # all losses get a pass next time, on every rank
             return Apart(what)
     if any(weight != losses[name] for one in layouts for name, weight in one["losses"].items()):
         return Apart("weights")
-    like = ledger.where.parameters
+    like = ledger.pieces()
     size = len(like)
     names = [name for name in losses if any(name in one["rows"] for one in layouts)]
     lost = [ledger.lost.get(i) for i in range(size)]
@@ -79,6 +91,7 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     if not reduced(layouts):
         rows.append(ledger.total)
         there.append(_any([one["total"][0] for one in layouts], size))
+        ledger.known.norms.clear()  # of this rank's own
     ranks.average(rows, there, like)
     ledger.losses = losses
     ledger.lost = {i: piece for i, piece in enumerate(lost) if piece is not None}
@@ -89,7 +102,11 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
 
 def reduced(layouts: Sequence[Layout]) -> bool:
     """Whether the ranks had the same total gradient, to the bit: something has averaged it already."""
-    return all(one["total"] == layouts[0]["total"] for one in layouts)
+    first = layouts[0]
+    return all(
+        one["total"] == first["total"] and math.isclose(one["length"], first["length"], rel_tol=_SAME)
+        for one in layouts
+    )
 
 
 def _of_shards(ledger: Ledger, layouts: Sequence[Layout]) -> Apart | None:
@@ -100,6 +117,10 @@ def _of_shards(ledger: Ledger, layouts: Sequence[Layout]) -> Apart | None:
             return Apart(what)
     ledger.seconds = _mean_seconds(layouts)
     return None
+
+
+def _unless(hidden: bool, piece: Tensor | None) -> Tensor | None:
+    return None if hidden else piece
 
 
 def _union(layouts: Sequence[Layout]) -> dict[str, float]:

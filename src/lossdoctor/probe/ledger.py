@@ -102,6 +102,7 @@ class Ledger:
     calibrating: bool = False
     scale: Tensor | None = None
     foreign_backward: bool = False
+    _rescaled: Tensor | None = None
     _base: list[Tensor | None] | None = None
     total: list[Tensor | None] = field(default_factory=list)
     lost: dict[int, Tensor] = field(default_factory=dict)
@@ -187,6 +188,16 @@ class Ledger:
         self._seen = [(grad, 0 if grad is None else grad._version) for grad in grads]
         if self.sketch is not None:
             self.known.take(list(self.sketch.signs or ()), grads)
+
+    @property
+    def sketched(self) -> frozenset[int]:
+        """The parameters whose gradients are held as sketches."""
+        return frozenset((self.sketch and self.sketch.signs) or ())
+
+    def pieces(self) -> list[Tensor]:
+        """For each parameter something of the size and the dtype in which its gradients are held."""
+        parameters: list[Tensor] = list(self.where.parameters)
+        return parameters if self.sketch is None else list(map(self.sketch.like, range(len(parameters))))
 
     def lengths(self, indices: Sequence[int]) -> Tensor:
         """Norms of these parameters' gradients after the last backward, (n,), in any order; never from a sketch."""
@@ -279,8 +290,7 @@ class Ledger:
         return self.known.doubts(self.rows, self.losses, self.total) if complete else {}
 
     def _sketched_modules(self) -> frozenset[str]:
-        sketched = (self.sketch and self.sketch.signs) or {}
-        return frozenset(label for i in sketched for label in ("", *self.where.labels[i]))
+        return frozenset(label for i in self.sketched for label in ("", *self.where.labels[i]))
 
     def _combination(self) -> list[float]:
         """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
@@ -315,7 +325,8 @@ class Ledger:
             # g = c * sum w_i g_i: what the backward multiplied the loss with belongs into every g_i.
             w = torch.tensor(weights, dtype=whole.dtype, device=whole.device)
             c = (whole[k, :k] @ w) / (w @ whole[:k, :k] @ w)
-            unit[:k] = torch.where(((c - 1.0).abs() < TOLERATED) | ~c.isfinite(), torch.ones_like(c), c)
+            self._rescaled = torch.where(((c - 1.0).abs() < TOLERATED) | ~c.isfinite(), torch.ones_like(c), c)
+            unit[:k] = self._rescaled
         if self.scale is not None:
             unit = unit / self.scale.to(unit)
         return unit.outer(unit)
@@ -338,6 +349,7 @@ class Ledger:
             k = gradients.names.index(self.derived)
             weights = gradients.weights.to(found.device)
             each[k] = (total - (weights * each).sum()) / weights[k]
+        each = each if self._rescaled is None else each * self._rescaled.to(each)
         return each if self.scale is None else each / self.scale.to(each)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossdoctor.errors import UsageError, mismatch
@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """One optimizer or several as a tuple; UsageError for anything else."""
+    """One optimizer or several as a tuple, without wrappers that have no hooks; UsageError for anything else."""
     found = tuple(given) if isinstance(given, Sequence) else (given,)
     if not found or not all(isinstance(one, Optimizer) for one in found):
         raise UsageError(
@@ -51,7 +51,14 @@ def check_optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer,
                 "Doctor(model, optimizer)",
             )
         )
-    return found
+    return tuple(map(_stepping, found))
+
+
+def _stepping(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside the one that `accelerator.prepare` makes of it, which has no hooks."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def check_heads(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -106,6 +113,15 @@ def parameter_map(model: nn.Module, heads: Mapping[str, nn.Module], optimizers: 
         child = child_of.get(key, OUTSIDE)
         labels.append(tuple(dict.fromkeys([*own, child])))
     return ParameterMap(tuple(seen.values()), tuple(labels))
+
+
+def names_of(parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> list[str]:
+    """What each of the parameters is called in the first of the modules that has it."""
+    names: dict[int, str] = {}
+    for module in modules:
+        for name, parameter in unwrapped(module).named_parameters():
+            names.setdefault(id(parameter), name)
+    return [names.get(id(one), OUTSIDE) for one in parameters]
 
 
 def _everything(

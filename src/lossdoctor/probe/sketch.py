@@ -96,6 +96,15 @@ class Sketch:
             rows = wide(tensor).reshape(len(left), -1)
             return left.t().to(rows) @ (rows @ right.to(rows)) * _scale(left, right)
 
+    def like(self, i: int) -> Tensor:
+        """Something of the size and the dtype in which gradients of parameter i are held."""
+        weight = self.where.parameters[i]
+        if not self.signs or i not in self.signs:
+            return weight
+        left, right = self.signs[i]
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return weight.new_empty((left.shape[1], right.shape[1]), dtype=dtype)
+
     def _fits(self, weight: Tensor) -> bool:
         """Whether a weight may be sketched as far as it can tell itself. A hook of its own may rewrite its gradient."""
         if weight.ndim < 2 or type(weight) not in (nn.Parameter, Tensor) or weight._backward_hooks:

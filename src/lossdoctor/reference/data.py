@@ -102,6 +102,17 @@ class Batch:
     source_noise: Tensor
     target_noise: Tensor
 
+    def rows(self, index: Tensor) -> Batch:
+        """The samples at `index` (n,), int64."""
+        return Batch(
+            self.pictures[index],
+            (self.views[0][index], self.views[1][index]),
+            self.tokens.rows(index),
+            self.t[index],
+            self.source_noise[index],
+            self.target_noise[index],
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(

@@ -18,7 +18,16 @@ from lossdoctor.metrics.velocity import alignment
 from lossdoctor.reference import checkpoint
 from lossdoctor.reference.captions import Tokenizer
 from lossdoctor.reference.config import ReferenceConfig, validate
-from lossdoctor.reference.data import Augmentation, CaptionBook, Digits, Loader, load_digits, split_digits, stream
+from lossdoctor.reference.data import (
+    Augmentation,
+    Batch,
+    CaptionBook,
+    Digits,
+    Loader,
+    load_digits,
+    split_digits,
+    stream,
+)
 from lossdoctor.reference.distill import PictureStudent
 from lossdoctor.reference.ema import Ema
 from lossdoctor.reference.image_vae import PictureVAE, train_autoencoder
@@ -27,6 +36,7 @@ from lossdoctor.reference.optim import build_optimizer, set_rate
 from lossdoctor.reference.sample import Sampler
 from lossdoctor.reference.schedule import rate
 from lossdoctor.reference.system import KINDS, Generator, System
+from lossdoctor.reference.team import Team, team
 
 if TYPE_CHECKING:
     from lossdoctor.doctor import Doctor
@@ -63,6 +73,9 @@ class Trainer:
     Everything random comes from streams seeded by `config.seed`; the global random state is neither used nor moved, so
     a run depends on its configuration and the number of threads alone. digits: scikit-learn's by default. Raises
     UsageError for settings that no training can have. A subclass may put other parts in: `reference.faults` does.
+
+    Under torchrun, and where torch.distributed is initialised, every rank makes a trainer; each takes its share of the
+    batch, and gradients are averaged over the ranks.
     """
 
     system_type: ClassVar[type[System]] = System
@@ -71,7 +84,8 @@ class Trainer:
     def __init__(self, config: ReferenceConfig | None = None, digits: Digits | None = None) -> None:
         self.config = config = config or ReferenceConfig()
         validate(config)
-        seed, self.device = config.seed, torch.device(config.device)
+        self.team = team(config.device)
+        seed, self.device = config.seed, self.team.device
         self.training_set, self.held_out = split_digits(digits or load_digits(), config.data.held_out, seed)
         self.tokenizer = Tokenizer()
         pictures = self.training_set.pictures
@@ -83,6 +97,8 @@ class Trainer:
         self.optimizer = self._build_optimizer()
         self.ema = self.ema_type(self.system.generator, config.train.ema)
         self.loader = self._loader(self.training_set, "training")
+        self.team.check(self.loader.batch)
+        self._losses: nn.Module | None = None
         self.step = 0
         self.autoencoder_ready = False
 
@@ -106,7 +122,7 @@ class Trainer:
     def prepare(self) -> None:
         """Train the picture autoencoder unless that was done; otherwise `run` does it."""
         if not self.autoencoder_ready:
-            self._train_autoencoder(_Report(None, 1, lambda: False))
+            self._train_autoencoder(_Report(None, 1, lambda: False, self.team))
 
     def run(
         self, steps: int | None = None, *, doctor: Doctor | None = None, on_progress: OnProgress | None = None
@@ -122,7 +138,7 @@ class Trainer:
         total, every = self.config.train.steps, self.config.train.progress_every
         goal = total if steps is None else min(total, self.step + steps)
         with deferred_interrupt() as interrupted:
-            report = _Report(on_progress, every, interrupted)
+            report = _Report(on_progress, every, interrupted, self.team)
             if not self.autoencoder_ready and self.step < goal and not self._train_autoencoder(report):
                 return Summary(self.step, interrupted=True)
             self.system.train()
@@ -162,7 +178,10 @@ class Trainer:
     def _train_step(self, doctor: Doctor | None) -> dict[str, Tensor]:
         train = self.config.train
         set_rate(self.optimizer, self._rate())
-        losses = self.system.losses(self.loader.draw().to(self.device))
+        if self._losses is None:
+            # Only now, when all of the system is there to be sent to the other ranks.
+            self._losses = self.team.wrapped(_Losses(self.system), unused=type(self) is not Trainer)
+        losses: dict[str, Tensor] = self._losses(self.team.share(self.loader.draw()).to(self.device))
         weights = self.system.weights()
         if doctor is None:
             total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=self.device))
@@ -255,15 +274,32 @@ class Trainer:
         )
 
 
+class _Losses(nn.Module):
+    """The losses of a batch as a forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.system.losses(batch)
+
+
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """Tells the progress, and answers whether to go on."""
+    """Tells the progress, and answers whether to go on: all ranks end at the same step."""
 
     on_progress: OnProgress | None
     every: int
     interrupted: Callable[[], bool]
+    team: Team
 
     def __call__(
+        self, step: int, total: int, phase: Literal["autoencoder", "train"], losses: Mapping[str, Tensor]
+    ) -> bool:
+        return not self.team.any(not self._told(step, total, phase, losses))
+
+    def _told(
         self, step: int, total: int, phase: Literal["autoencoder", "train"], losses: Mapping[str, Tensor]
     ) -> bool:
         if self.on_progress is not None and (step % self.every == 0 or step == total):

@@ -52,6 +52,9 @@ from lossdoctor.rules.pst306_posterior_collapse import PosteriorCollapse
 from lossdoctor.rules.pst307_kl_reduction import KlReduction
 from lossdoctor.rules.pst308_kl_unused import KlUnused
 from lossdoctor.rules.pst309_unclamped_logvar import UnclampedLogvar
+from lossdoctor.rules.rnk001_ranks_share_data import RanksShareData
+from lossdoctor.rules.rnk002_ranks_share_noise import RanksShareNoise
+from lossdoctor.rules.rnk003_ranks_apart import RanksApart
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.run001_too_short import TooShort
 from lossdoctor.rules.run002_steps_go_back import StepsGoBack
@@ -130,6 +133,9 @@ RULES: tuple[type[Rule], ...] = (
     KlReduction,
     KlUnused,
     UnclampedLogvar,
+    RanksShareData,
+    RanksShareNoise,
+    RanksApart,
     TooShort,
     StepsGoBack,
     NeverMeasuredInFull,

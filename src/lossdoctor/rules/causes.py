@@ -70,6 +70,11 @@ CAUSES: tuple[str, ...] = (
     "ema-per-micro-batch",
     "gradient-dropped",
     "gradient-summed",
+    # several ranks
+    "data-not-sharded",
+    "one-seed-for-all",
+    "not-broadcast",
+    "outside-the-wrapper",
     # numerics and the log
     "overflow",
     "unstable-training",
