@@ -18,8 +18,8 @@ from lossdoctor.probe.awake import awakened
 from lossdoctor.probe.neutrality import evaluation
 
 UNCHANGED = 1e-6
-"""Relative change under which an answer is the same. Rounding leaves 1e-7; what is connected changes it by 1e-3 and
-more, and by 1e-5 where a gate holds it back."""
+"""Relative change under which an answer is the same: rounding leaves 1e-7. Fresh networks that listen changed by 0.29
+and more, one whose embedding was made for another range by 1.2e-4."""
 
 
 @dataclass(frozen=True)
