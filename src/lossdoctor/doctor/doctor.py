@@ -31,6 +31,7 @@ from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
+from lossdoctor.probe.compiled import keep_activations
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import ranks_of
@@ -117,6 +118,7 @@ class Doctor:
         self._last_flow: FlowBatch | None = None
         self._rolled_out = False
         self._closed = False
+        self._evaluating: Optimizer | None = None
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
@@ -136,8 +138,11 @@ class Doctor:
         if ranks is not None:
             self._schedule = together = Together(self._schedule)
             self._meeting = Meeting(ranks, together, self._patient, self._out)
+        self._compiling_ends: Callable[[], None] | None = None
         if self._patient.mode == "off":
             self._out.off.add("gradients")
+        else:
+            self._compiling_ends = keep_activations()
         if sharded:
             self._patient.summed = list if ranks is None else ranks.summed
             self._out.off.update(SHARDED_OFF)
@@ -221,6 +226,13 @@ class Doctor:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
+    def not_handed_in(self, what: str) -> None:
+        """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
+        self._out.pass_over(
+            f"tensors of ld.{what}",
+            "it is called inside torch.compile(..., fullgraph=True); call it on what the compiled function returns",
+        )
+
     def backward(
         self,
         losses: Mapping[str, Tensor | float | None],
@@ -247,14 +259,16 @@ class Doctor:
             self._pending.add(self._out.step, "loss/total", total)
             self._weights = factors
             examination = self._examination
-        if examination is not None:
+        if examination is not None and not examination.settled:
             examination.before_backward(given, factors, backward, scaler)
         if backward is not None:
             backward(total)
         else:
             (total if scaler is None else scaler.scale(total)).backward()
-        if examination is not None:
+        if examination is not None and examination is self._examination and not examination.settled:
             examination.after_backward()
+            if self._evaluating is not None:
+                self._settle_before(self._evaluating)
         return total.detach()
 
     def endpoint(  # noqa: PLR0917 - the order is public
@@ -340,6 +354,8 @@ class Doctor:
         self._closed = True
         atexit.unregister(self._at_exit)
         observe.deactivate(self)
+        if self._compiling_ends is not None:
+            self._compiling_ends()
         for hook in self._hooks:
             hook.remove()
         self._out.close()
@@ -394,6 +410,12 @@ class Doctor:
         if self._closed:
             return
         # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            self._evaluating = optimizer  # the losses are still to come, inside the step
+        else:
+            self._settle_before(optimizer)
+
+    def _settle_before(self, optimizer: Optimizer) -> None:
         losses = self._losses() if self._examination is not None else {}
         if self._meeting is not None:
             self._meeting.hold(self._examination, self._pending)
@@ -403,6 +425,7 @@ class Doctor:
             self._examination.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._evaluating = None
         if self._closed:
             return
         if self._examination is not None:

@@ -19,8 +19,10 @@ from lossdoctor.kinds import guess_kind
 from lossdoctor.metrics.reading import Maybe
 from lossdoctor.probe import neutrality
 from lossdoctor.probe.audit import Auditor
+from lossdoctor.probe.belongings import Belongings
 from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.ledger import Ledger, Linearity
+from lossdoctor.probe.obstacles import Obstacles, obstacles
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
 from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
@@ -61,6 +63,7 @@ class Patient:
     mode: str = "exact"
     exact: frozenset[int] = frozenset()
     linearity: Linearity = field(default_factory=Linearity)
+    belongings: Belongings = field(default_factory=Belongings)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
     updates: dict[int, linalg.Packer] = field(default_factory=dict)
@@ -145,6 +148,7 @@ class Examination:
                     self.pass_over("static_graph before its first backward")
         if self.patient.summed is not None and self.passed_over is None and not reduces(self.patient.modules):
             self.pass_over("set_requires_gradient_sync(False): this backward does not bring gradients to .grad")
+        ahead = self._obstacles(losses)
         if "gradients" in self.out.off or self.passed_over is not None:
             self._note(losses)
             return
@@ -160,7 +164,9 @@ class Examination:
                 where, sketch = patient.look(), None
                 if patient.mode == "sketch":
                     sketch = Sketch(where, seed=self.out.step, exact=patient.exact)
-                self._ledger = Ledger(where, patient.linearity, patient.gradients, sketch, patient.summed)
+                self._ledger = Ledger(
+                    where, patient.linearity, patient.gradients, sketch, patient.summed, belongings=patient.belongings
+                )
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -170,9 +176,25 @@ class Examination:
                 foreign_backward=backward is not None,
                 z1=self.capture.z1,
                 z1_loss=velocities[0] if velocities else None,
+                ahead=ahead,
             )
             return
         self._ledger = None
+
+    def _obstacles(self, losses: Mapping[str, Tensor]) -> Obstacles | None:
+        """What the passes would stumble over; where it cannot be passed, the gradients of this step are left out."""
+        if "gradients" in self.out.off or self.passed_over is not None:
+            return None
+        with self.out.guard("gradients"):
+            found = obstacles(losses.values())
+            parameters = self.patient.look().parameters if found.reentrant else ()
+            why = found.refusal(parameters, several=self.patient.several and self.patient.summed is None)
+            if why is None:
+                return found
+            self.pass_over(why)
+            if not self.patient.several:  # several ranks record it when they meet
+                self.out.pass_over("gradients", why)
+        return None
 
     def _note(self, losses: Mapping[str, Tensor]) -> None:
         version = self.patient.auditor.ema_version()
@@ -180,7 +202,7 @@ class Examination:
         self._ema_version = version
         self.backwards += 1
         for name, loss in losses.items():
-            self.losses.setdefault(name, []).append(loss.detach())
+            self.losses.setdefault(name, []).append(loss.detach().clone())
 
     def _given_up(self, losses: Mapping[str, Tensor], *, foreign: bool, scale: Tensor | None) -> bool:
         """Whether the backwards so far belong to a step that never came, so that only what is coming now counts.
@@ -196,6 +218,11 @@ class Examination:
             return True
         gone = self._witness is not None and self._witness.grad is None
         return gone and (foreign or losses.keys() != ledger.losses.keys())
+
+    @property
+    def settled(self) -> bool:
+        """Whether the gradients of the step are taken, so that further backwards of it are of other weights."""
+        return self.snapshot is not None
 
     @property
     def ledger(self) -> Ledger | None:

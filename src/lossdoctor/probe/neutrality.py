@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lossdoctor.probe.compiled import as_written
 from lossdoctor.probe.wrapped import quiet
 
 
@@ -88,8 +89,11 @@ def undisturbed(modules: Sequence[nn.Module], precision: Autocast | None) -> Ite
     found = (p.device for module in modules for p in module._parameters.values() if p is not None)
     device = next(found, torch.device("cpu"))
     precision = precision or Autocast(())
-    with same_randomness(device), same_buffers(modules), quiet(modules), precision.again(), torch.no_grad():
-        yield
+    with contextlib.ExitStack() as kept:
+        for state in (same_randomness(device), same_buffers(modules), quiet(modules), precision.again()):
+            kept.enter_context(state)
+        with as_written(), torch.no_grad():
+            yield
 
 
 def batch_coupled(modules: Iterable[nn.Module]) -> bool:
