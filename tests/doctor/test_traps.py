@@ -681,14 +681,53 @@ def test_gradients_are_never_read_from_a_graph_that_has_donated_them() -> None:
     assert not any("grad/flow" in found for found in read)
 
 
-def test_donated_buffers_are_asked_for_again_when_the_run_is_closed() -> None:
-    from torch._functorch import config
+class CachedCode(Compiled):
+    """Compiled code from a cache, which writes over what was saved though nothing says so."""
 
-    model = nn.Linear(2, 2)
-    for mode, during in (("exact", False), ("off", True)):
+    def __init__(self) -> None:
+        super().__init__()
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def backward(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+            def run(*saved: Tensor) -> Any:
+                found = graph(*saved)
+                for tensor in saved:
+                    if tensor.shape == (16, 24) and tensor.is_floating_point():
+                        tensor.data.add_(1.0)
+                return found
+
+            return make_boxed_func(run)
+
+        backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=backward)
+        self.run = torch.compile(self.plainly, backend=backend, fullgraph=True)
+
+
+def test_code_that_writes_over_activations_is_found_out_before_it_does_harm() -> None:
+    without, _, wanted, _ = train(CachedCode, None, obvious=True)
+    with pytest.warns(LossDoctorWarning, match="donated"):
+        watched, read, _, run = train(CachedCode, "exact")
+    assert_same_states(without, watched)
+    assert ["grad/flow" in found for found in read] == [True, False, False, False]
+    assert read[0]["grad/flow"] == pytest.approx(wanted[0]["grad/flow"], rel=1e-4)
+    assert [event["step"] for event in run.events if event["kind"] == "passed_over"] == [1]
+
+
+def test_donated_buffers_are_asked_for_again_when_the_run_is_closed() -> None:
+    import torch._functorch.config
+    import torch.compiler.config
+
+    def settings() -> tuple[bool, str]:
+        return torch._functorch.config.donated_buffer, torch.compiler.config.cache_key_tag
+
+    model, before = nn.Linear(2, 2), settings()
+    assert before[0]
+    for mode in ("exact", "off"):
         with ld.Doctor(model, torch.optim.SGD(model.parameters(), lr=0.1), gradients=mode, live=False):
-            assert config.donated_buffer == during
-        assert config.donated_buffer is True
+            kept, tag = settings()
+            assert kept == (mode == "off")
+            assert (tag == before[1]) == (mode == "off"), "the cache on disk does not tell donated from kept"
+        assert settings() == before
 
 
 @pytest.mark.parametrize("every", [lambda step: step >= 2, 3])

@@ -188,7 +188,8 @@ class Examination:
         with self.out.guard("gradients"):
             found = obstacles(losses.values())
             parameters = self.patient.look().parameters if found.reentrant else ()
-            why = found.refusal(parameters, several=self.patient.several and self.patient.summed is None)
+            several = self.patient.several and self.patient.summed is None
+            why = found.refusal(parameters, several=several, spoiled=self.patient.belongings.restored)
             if why is None:
                 return found
             self.pass_over(why)

@@ -3,8 +3,9 @@
 A `torch.autograd.Function` may change what it saved (fused losses scale the gradient they computed in forward, in
 place) or drop it, since a backward runs once. An extra pass would then spoil the real backward, with an error or, in a
 kernel that autograd does not see, silently. So the first time a kind of function is met, all it keeps is copied before
-a pass and compared after it. Kinds that leave everything as it was are trusted from then on and cost nothing; the
-others are copied at every due step.
+a pass, to the host, and compared after it. Kinds that leave everything as it was are trusted from then on and cost
+nothing; the others are copied at every due step. A compiled graph is such a function too: code from a cache may write
+over activations though it was asked not to.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Belongings:
             return
         ran: set[Node] = set()
         marks = [node.register_prehook(partial(_mark, ran, node)) for node, _, _ in before]
-        tensors = {id(t): (t, t.detach().clone()) for _, saved, held in before for t in (*saved, *_tensors(held[0]))}
+        tensors = {id(t): (t, t.detach().to("cpu", copy=True)) for _, saved, held in before for t in (*saved, *_tensors(held[0]))}
         # Writing through `.data` counts no version, and what the function has counted up is set back at the end.
         versions = [(t, t._version, _unsafe_preserve_version_counter(t)) for t, _ in tensors.values()]
         changed: set[int] = set()
@@ -124,7 +125,7 @@ def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
 
 def _same(now: Tensor, before: Tensor) -> bool:
     """Whether the values are the same; NaN is the same as NaN."""
-    now = now.detach()
+    now, before = now.detach(), before.to(now.device)
     if torch.equal(now, before):
         return True
     return torch.equal(now.isnan(), before.isnan()) and torch.equal(now.nan_to_num(), before.nan_to_num())

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 
+_TAG = "+activations kept"
+
+
 def is_compiled(node: Any) -> bool:
     """Whether a node of the autograd graph, whose backward is Python, stands for a compiled graph."""
     return hasattr(node._forward_cls, "_aot_id")
@@ -31,17 +34,23 @@ def keep_activations() -> Callable[[], None]:
     """Let graphs that are compiled from now on be run through several times; what is returned ends it.
 
     No number depends on it: a backward then needs memory of its own for what it would have written over activations.
+    The cache of compiled code on disk does not ask whether buffers were donated, and would hand out code that writes
+    over activations even so; a tag of its own keeps it apart.
     """
-    # Ahead of the first compilation this module is not there; importing it alone costs milliseconds.
-    from torch._functorch import config
+    # Ahead of the first compilation these modules are not there; importing them alone costs milliseconds.
+    import torch._functorch.config
+    import torch.compiler.config
 
-    if not getattr(config, "donated_buffer", False):
-        return lambda: None
-    settings: Any = config
-    settings.donated_buffer = False
+    wanted: list[tuple[Any, str, Any]] = [(torch._functorch.config, "donated_buffer", False)]
+    if hasattr(torch.compiler.config, "cache_key_tag"):
+        wanted.append((torch.compiler.config, "cache_key_tag", f"{torch.compiler.config.cache_key_tag}{_TAG}"))
+    before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
+    for where, name, value in wanted:
+        setattr(where, name, value)
 
     def undo() -> None:
-        settings.donated_buffer = True
+        for where, name, value in before:
+            setattr(where, name, value)
 
     return undo
 

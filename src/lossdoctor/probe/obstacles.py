@@ -7,7 +7,7 @@ functions somebody wrote, whose backward may use up what it needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,20 @@ REENTRANT_RANKS = (
 @dataclass(frozen=True, slots=True)
 class Obstacles:
     """donated: a compiled graph allows one backward only. reentrant: a checkpoint reaches its parameters only by an
-    ordinary backward. custom: nodes of other functions written in Python, those nearer to the losses first."""
+    ordinary backward. custom: nodes of other functions whose backward is Python, compiled graphs among them."""
 
     donated: bool = False
     reentrant: bool = False
     custom: Sequence[Node] = field(default=())
 
-    def refusal(self, parameters: Iterable[nn.Parameter], *, several: bool) -> str | None:
-        """Why there can be no extra passes, and what to do; None when there can. several: under DDP."""
-        if self.donated:
+    def refusal(
+        self, parameters: Iterable[nn.Parameter], *, several: bool, spoiled: Container[type] = ()
+    ) -> str | None:
+        """Why there can be no extra passes, and what to do; None when there can.
+
+        several: under DDP. spoiled: kinds of nodes that were seen to change what they keep.
+        """
+        if self.donated or any(is_compiled(node) and type(node) in spoiled for node in self.custom):
             return DONATED
         if self.reentrant and several:
             return REENTRANT_RANKS
@@ -57,6 +62,7 @@ def obstacles(losses: Iterable[Tensor]) -> Obstacles:
     for node in python_nodes(losses):
         if is_compiled(node):
             donated |= has_donated(node)
+            custom.append(node)
         elif node._forward_cls.__name__ == "CheckpointFunction":  # that of PyTorch, and those made after it
             reentrant = True
         else:
