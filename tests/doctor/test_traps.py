@@ -472,7 +472,9 @@ def measured_plainly(program: Plain, step: Sequence[Tensor]) -> dict[str, float]
             with torch.autocast(kind, program.precision, enabled=program.precision is not None, cache_enabled=False):
                 losses = program.plainly(x)
             for name, loss in losses.items():
-                whole = [torch.zeros(2 * p.numel() if p.is_complex() else p.numel(), device=x.device) for p in parameters]
+                whole = [
+                    torch.zeros(2 * p.numel() if p.is_complex() else p.numel(), device=x.device) for p in parameters
+                ]
                 if loss.requires_grad:
                     factor = 1.0 if program.scale is None else 2.0**10
                     found = torch.autograd.grad(loss * factor, parameters, retain_graph=True, allow_unused=True)
@@ -512,7 +514,13 @@ def one_backward(program: Plain, step: Sequence[Tensor], doctor: ld.Doctor | Non
 
 
 def train(
-    kind: type[Plain], mode: str | None, *, every: Any = 1, device: str = "cpu", strict: bool = True, obvious: bool = False
+    kind: type[Plain],
+    mode: str | None,
+    *,
+    every: Any = 1,
+    device: str = "cpu",
+    strict: bool = True,
+    obvious: bool = False,
 ) -> tuple[list[Any], list[dict[str, float]], list[dict[str, float]], Any]:
     """States after every step, readings of the doctor, those of the obvious way, and the run. mode None: no doctor."""
     torch._dynamo.reset()
@@ -595,7 +603,10 @@ def test_measured_as_the_obvious_way_and_without_a_trace(kind: type[Plain], mode
                 continue
             found = read[number][key]
             if loose and (key != "grad/total" or estimated):
-                assert found == pytest.approx(value, rel=0.25 if key.startswith("grad/") else 0.0, abs=0.12), (number, key)
+                assert found == pytest.approx(value, rel=0.25 if key.startswith("grad/") else 0.0, abs=0.12), (
+                    number,
+                    key,
+                )
             else:
                 assert found == pytest.approx(value, rel=kind.tolerance, abs=kind.tolerance), (number, key)
     assert "descent/flow" in read[-1]
@@ -649,7 +660,10 @@ class Reversible(Plain):
 REFUSED = {
     CompiledBefore: ("passed_over", "compiled with donated buffers.*build the Doctor before the first compiled step"),
     ReentrantInBackward: ("passed_over", r"reentrant checkpoint writes \.grad.*use_reentrant=False"),
-    Reversible: ("failure", r"(?s)writes into \.grad in its own backward.*WritingGradBackward.*non-reentrant checkpoint"),
+    Reversible: (
+        "failure",
+        r"(?s)writes into \.grad in its own backward.*WritingGradBackward.*non-reentrant checkpoint",
+    ),
 }
 
 

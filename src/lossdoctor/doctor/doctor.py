@@ -32,6 +32,7 @@ from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.compiled import keep_activations
+from lossdoctor.probe.differences import MODE, Again, Compute
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import ranks_of
@@ -63,7 +64,8 @@ class Doctor:
     kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
     optimizer steps are measured in full: an int n, "log" (ever fewer), "1%" (as many as take this share of the time), a
     function of the step, or a schedule (`probe.cadence`). sinks: other trackers that get every record. gradients:
-    "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models, "off" for none;
+    "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models,
+    "finite-difference" for shares alone, without an extra backward, "off" for none;
     "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. strict: raise instead of recording a
     failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
@@ -123,8 +125,8 @@ class Doctor:
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
         sharded = any_sharded(self._patient.tops)
-        unsketched = self._patient.mode == "sketch" and (sharded or ranks is not None)
-        if unsketched:  # sketches of several ranks are not added up yet
+        unsketched = self._patient.mode in ("sketch", MODE) and (sharded or ranks is not None)
+        if unsketched:  # what several ranks find is not added up yet
             self._patient.mode = "exact"
         facts = {
             **self._facts(),
@@ -132,8 +134,8 @@ class Doctor:
             **(meta or {}),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
-        if unsketched and gradients == "sketch":
-            self._out.event("passed_over", measurement="sketch", reason="several ranks are measured exactly")
+        if unsketched and gradients != "auto":
+            self._out.event("passed_over", measurement=gradients, reason="several ranks are measured exactly")
         self._meeting: Meeting | None = None
         if ranks is not None:
             self._schedule = together = Together(self._schedule)
@@ -141,7 +143,7 @@ class Doctor:
         self._compiling_ends: Callable[[], None] | None = None
         if self._patient.mode == "off":
             self._out.off.add("gradients")
-        else:
+        elif self._patient.mode != MODE:
             self._compiling_ends = keep_activations()
         if sharded:
             self._patient.summed = list if ranks is None else ranks.summed
@@ -235,7 +237,7 @@ class Doctor:
 
     def backward(
         self,
-        losses: Mapping[str, Tensor | float | None],
+        losses: Mapping[str, Tensor | float | None] | Compute,
         weights: Mapping[str, float | Tensor] | None = None,
         *,
         backward: Callable[[Tensor], object] | None = None,
@@ -243,11 +245,16 @@ class Doctor:
     ) -> Tensor:
         """One ordinary backward of sum_i w_i L_i; on a due step the gradient of each loss is measured before it.
 
-        losses: name to loss; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with
-        the total instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per
-        optimizer step. Returns the weighted total, detached, 0-d.
+        losses: name to loss, or a function that computes them, which gradients="finite-difference" calls twice more at
+        a due step; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with the total
+        instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per optimizer
+        step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
         """
+        again = None
+        if callable(losses):
+            again = self._about_to(losses)
+            losses = losses()
         given = named_losses(losses)
         factors = named_weights(losses, given, weights or {})
         total = weighted_total(given, factors)
@@ -260,7 +267,7 @@ class Doctor:
             self._weights = factors
             examination = self._examination
         if examination is not None and not examination.settled:
-            examination.before_backward(given, factors, backward, scaler)
+            examination.before_backward(given, factors, backward, scaler, again)
         if backward is not None:
             backward(total)
         else:
@@ -270,6 +277,14 @@ class Doctor:
             if self._evaluating is not None:
                 self._settle_before(self._evaluating)
         return total.detach()
+
+    def _about_to(self, compute: Compute) -> Again | None:
+        """What it takes to compute these losses again, where that will be needed."""
+        if self._closed or self._patient.mode != MODE:
+            return None
+        self._new_step_if_stepped()
+        device = self._patient.optimizers[0].param_groups[0]["params"][0].device
+        return Again.now(compute, device) if self._examination is not None else None
 
     def endpoint(  # noqa: PLR0917 - the order is public
         self,

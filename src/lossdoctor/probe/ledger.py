@@ -126,15 +126,16 @@ class Ledger:
         z1: Tensor | None = None,
         z1_loss: str | None = None,
         ahead: Obstacles | None = None,
+        passes: bool = True,
     ) -> None:
         """The extra passes of one micro-batch, before its real backward.
 
         scale: the GradScaler's factor, 0-d; passes run scaled, as fp16 needs, and are divided at the end.
         foreign_backward: the real backward may rescale (Accelerate divides by the accumulation steps), so every loss
         is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass. ahead: what lies in
-        the way of a pass, where the caller has looked already.
+        the way of a pass, where the caller has looked already. passes: False to follow the total alone.
         """
-        live = {name: loss for name, loss in losses.items() if loss.requires_grad}
+        live = {name: loss for name, loss in losses.items() if passes and loss.requires_grad}
         ahead = obstacles(live.values()) if ahead is None else ahead
         ordinary = self.summed is not None or ahead.reentrant
         one_pass = ExtraPass(self.where.parameters, self.belongings, ahead.custom, ordinary)
