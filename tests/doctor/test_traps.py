@@ -461,6 +461,12 @@ def batches(steps: int, micro: int, device: str) -> list[list[Tensor]]:
     return [[torch.randn(16, 8, generator=drawn).to(device) for _ in range(micro)] for _ in range(steps)]
 
 
+def flat(tensor: Tensor) -> Tensor:
+    """As a vector of reals."""
+    dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+    return (torch.view_as_real(dense) if dense.is_complex() else dense).reshape(-1)
+
+
 def measured_plainly(program: Plain, step: Sequence[Tensor]) -> dict[str, float]:
     """The slow obvious way: one `autograd.grad` per loss, of the losses computed without the trap."""
     parameters = [p for p in program.parameters() if p.requires_grad]
@@ -472,17 +478,13 @@ def measured_plainly(program: Plain, step: Sequence[Tensor]) -> dict[str, float]
             with torch.autocast(kind, program.precision, enabled=program.precision is not None, cache_enabled=False):
                 losses = program.plainly(x)
             for name, loss in losses.items():
-                whole = [
-                    torch.zeros(2 * p.numel() if p.is_complex() else p.numel(), device=x.device) for p in parameters
-                ]
+                whole = [flat(torch.zeros_like(p)) for p in parameters]
                 if loss.requires_grad:
                     factor = 1.0 if program.scale is None else 2.0**10
                     found = torch.autograd.grad(loss * factor, parameters, retain_graph=True, allow_unused=True)
                     for n, grad in enumerate(found):
                         if grad is not None:
-                            grad = grad.to_dense() if grad.is_sparse else grad
-                            grad = torch.view_as_real(grad) if grad.is_complex() else grad
-                            whole[n] = grad.reshape(-1) / factor
+                            whole[n] = flat(grad) / factor
                 row = torch.cat(whole).double()
                 rows[name] = rows[name] + row if name in rows else row
     for buffer, before in zip(program.buffers(), buffers, strict=True):
@@ -492,9 +494,9 @@ def measured_plainly(program: Plain, step: Sequence[Tensor]) -> dict[str, float]
     for name, row in rows.items():
         read[f"grad/{name}"] = float(row.norm())
         read[f"grad_share/{name}"] = float(WEIGHTS[name] * row @ total / total.square().sum())
-        for other in rows:
-            if name < other and row.any() and rows[other].any():
-                read[f"grad_cos/{name}|{other}"] = float(F.cosine_similarity(row, rows[other], dim=0))
+        for other, another in rows.items():
+            if name < other and row.any() and another.any():
+                read[f"grad_cos/{name}|{other}"] = float(F.cosine_similarity(row, another, dim=0))
     return read
 
 
@@ -562,12 +564,12 @@ def train(
 
 
 def assert_same_states(without: list[Any], watched: list[Any]) -> None:
-    for number, (a, b) in enumerate(zip(without, watched, strict=True)):
-        for one, other in zip(a, b, strict=True):
+    for number, (these, those) in enumerate(zip(without, watched, strict=True)):
+        for one, other in zip(these, those, strict=True):
             assert (one is None) == (other is None), f"step {number}"
             if one is not None:
-                one, other = (t.to_dense() if t.is_sparse else t for t in (one, other))
-                torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True, msg=f"step {number}")
+                a, b = flat(one), flat(other)
+                torch.testing.assert_close(a, b, rtol=0.0, atol=0.0, equal_nan=True, msg=f"step {number}")
 
 
 @pytest.fixture(autouse=True)

@@ -39,11 +39,8 @@ class Belongings:
             return
         ran: set[Node] = set()
         marks = [node.register_prehook(partial(_mark, ran, node)) for node, _, _ in before]
-        tensors = {
-            id(t): (t, t.detach().to("cpu", copy=True))
-            for _, saved, held in before
-            for t in (*saved, *_tensors(held[0]))
-        }
+        kept = [t for _, saved, (held, _) in before for t in (*saved, *_tensors(held))]
+        tensors = {id(t): (t, t.detach().to("cpu", copy=True)) for t in kept}
         # Writing through `.data` counts no version, and what the function has counted up is set back at the end.
         versions = [(t, t._version, _unsafe_preserve_version_counter(t)) for t, _ in tensors.values()]
         changed: set[int] = set()
