@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lossdoctor.probe.obstacles import Node
@@ -39,8 +39,8 @@ class Belongings:
             return
         ran: set[Node] = set()
         marks = [node.register_prehook(partial(_mark, ran, node)) for node, _, _ in before]
-        kept = [t for _, saved, (held, _) in before for t in (*saved, *_tensors(held))]
-        tensors = {id(t): (t, t.detach().to("cpu", copy=True)) for t in kept}
+        parts = {node: (*saved, *_tensors(held)) for node, saved, (held, _) in before}
+        tensors = {id(t): (t, t.detach().to("cpu", copy=True)) for kept in parts.values() for t in kept}
         # Writing through `.data` counts no version, and what the function has counted up is set back at the end.
         versions = [(t, t._version, _unsafe_preserve_version_counter(t)) for t, _ in tensors.values()]
         changed: set[int] = set()
@@ -56,9 +56,9 @@ class Belongings:
             for tensor, version, counter in versions:
                 changed |= {id(tensor)} if tensor._version != version else set()
                 counter.__exit__(None, None, None)
-            for node, saved, (held, contents) in before:
+            for node, _, (held, contents) in before:
                 touched = _restored(node.__dict__, held, contents)
-                if touched or any(id(t) in changed for t in (*saved, *_tensors(held))):
+                if touched or any(id(t) in changed for t in parts[node]):
                     self.restored.add(type(node))
         self.trusted |= set(map(type, ran)) - self.restored
 
@@ -68,7 +68,14 @@ def _mark(ran: set[Node], node: Node, grads: object) -> None:
 
 
 def _saved(node: Node) -> tuple[Tensor, ...]:
-    return tuple(t for t in node.saved_tensors if isinstance(t, Tensor))
+    return tuple(part for t in node.saved_tensors if isinstance(t, Tensor) for part in _parts(t))
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The memory of a tensor as plain tensors; nothing of the kinds whose memory cannot be compared."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    return (tensor,) if tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter) else ()
 
 
 Contents = dict[int, "dict[Any, Any] | list[Any]"]
@@ -76,14 +83,7 @@ Contents = dict[int, "dict[Any, Any] | list[Any]"]
 
 def _copied(attributes: dict[str, Any]) -> tuple[dict[str, Any], Contents]:
     """The attributes as they are, and what is in every dict and list among them, by the id of the container."""
-    contents: Contents = {}
-    waiting: list[Any] = list(attributes.values())
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, (dict, list)) and id(one) not in contents:
-            contents[id(one)] = one.copy()
-        if isinstance(one, (dict, list, tuple)):
-            waiting += one.values() if isinstance(one, dict) else one
+    contents = {id(one): one.copy() for one in _inside(attributes) if isinstance(one, (dict, list))}
     return dict(attributes), contents
 
 
@@ -93,16 +93,25 @@ def _restored(now: dict[str, Any], before: dict[str, Any], contents: Contents) -
     if changed:
         now.clear()
         now.update(before)
-    waiting: list[Any] = list(before.values())
-    while waiting:
-        one = waiting.pop()
+    for one in _inside(before):
         if isinstance(one, (dict, list)) and (was := contents.get(id(one))) is not None and _differs(one, was):
             changed = True
             one.clear()
             one.update(was) if isinstance(one, dict) else one.extend(was)
-        if isinstance(one, (dict, list, tuple)):
-            waiting += one.values() if isinstance(one, dict) else one
     return changed
+
+
+def _inside(attributes: dict[str, Any]) -> Iterator[Any]:
+    """Everything in a dict, and in the dicts, lists and tuples in it, each once."""
+    waiting: list[Any] = list(attributes.values())
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            if isinstance(one, (dict, list, tuple)):
+                waiting += one.values() if isinstance(one, dict) else one
 
 
 def _differs(now: Any, before: Any) -> bool:
@@ -115,13 +124,9 @@ def _differs(now: Any, before: Any) -> bool:
 
 
 def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    waiting: list[Any] = list(attributes.values())
-    while waiting:
-        one = waiting.pop()
+    for one in _inside(attributes):
         if isinstance(one, Tensor):
-            yield one
-        elif isinstance(one, (dict, list, tuple)):
-            waiting += one.values() if isinstance(one, dict) else one
+            yield from _parts(one)
 
 
 def _same(now: Tensor, before: Tensor) -> bool:
