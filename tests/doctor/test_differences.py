@@ -112,7 +112,7 @@ def test_shares_are_those_of_exact_gradients_and_no_trace_is_left(name: str, mic
     assert run.meta["gradients"] == "finite-difference"
     for wanted, read in zip(exact, found, strict=True):
         for loss in WEIGHTS:
-            assert read[f"grad_share/{loss}"] == pytest.approx(wanted[f"grad_share/{loss}"], abs=3e-3), loss
+            assert read[f"grad_share/{loss}"] == pytest.approx(wanted[f"grad_share/{loss}"], abs=3e-4), loss
         for key in ("grad/total", "grad/clip_ratio", "loss/flow", "weight/kl"):
             assert read[key] == pytest.approx(wanted[key], rel=1e-5), key
         unknown = ("grad/flow", "grad_cos/flow|kl", "descent/flow", "grad_weighted/flow")

@@ -24,7 +24,7 @@ from lossdoctor.probe.weighted import named_losses
 
 MODE = "finite-difference"
 STEP = 1e-3
-"""|e g| / |theta|. In float32, losses are then known to 1e-4 of their change; docs/measuring.md has the errors."""
+"""|e g| / |theta|. Ten times more or less makes shares worse; docs/measuring.md has the errors."""
 UNTOLD = (
     'gradients="finite-difference" computes the losses twice more; give doctor.backward the function that computes '
     "them, doctor.backward(lambda: losses(batch), weights)"
