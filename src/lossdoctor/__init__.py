@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in _PARTS:
-        return importlib.import_module(f"{__name__}.{name}")
+        part = importlib.import_module(f"{__name__}.{name}")
+        return globals().get(name, part)
     raise AttributeError(f"module 'lossdoctor' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
@@ -64,12 +66,29 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-class _Callable(types.ModuleType):
-    """A part that shares its name with a function of the public interface: called, it is that function."""
+class _Callable:
+    """A part that shares its name with a function of the public interface: called, it is that function.
+
+    No module itself, since torch.compile refuses to trace the call of one.
+    """
+
+    def __init__(self, part: types.ModuleType, function: Callable[..., Any]) -> None:
+        self.__dict__.update(_part=part, _function=function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module(_CALLABLE[name]), name)(*args, **kwargs)
+        return self._function(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_part"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._part, name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._part)
+
+    def __repr__(self) -> str:
+        return repr(self._part)
 
 
 _CALLABLE = {"diagnose": "lossdoctor.diagnose", "flow": "lossdoctor.probe.observe"}
@@ -80,7 +99,7 @@ class _Package(types.ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system binds the part here, over the function of the same name.
         if name in _CALLABLE and isinstance(value, types.ModuleType):
-            value.__class__ = _Callable
+            value = _Callable(value, getattr(importlib.import_module(_CALLABLE[name]), name))
         super().__setattr__(name, value)
 
 

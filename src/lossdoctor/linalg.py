@@ -50,11 +50,11 @@ class Packer:
         self._kept: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, pieces: Pieces) -> list[Tensor | None]:
-        """The copies, in order, (numel,) each; None stays None."""
+        """The copies, in order, (numel,) each, (2 numel,) real ones of a complex piece; None stays None."""
         kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for index, piece in enumerate(pieces):
             if piece is not None:
-                kinds.setdefault((piece.dtype, piece.device), []).append(index)
+                kinds.setdefault((piece.dtype.to_real(), piece.device), []).append(index)
         copies: list[Tensor | None] = [None] * len(pieces)
         with torch.no_grad():
             for kind, indices in kinds.items():
@@ -225,7 +225,8 @@ def norms(pieces: Sequence[Tensor]) -> Tensor:
         return torch.zeros(0)
     with torch.no_grad():
         dense = [piece.coalesce().to_dense() if piece.is_sparse else piece.detach() for piece in pieces]
-        wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in dense)
+        dense = [torch.view_as_real(piece) if piece.is_complex() else piece for piece in dense]
+        wide = any(piece.dtype == torch.float64 for piece in dense)
         dtype = torch.float64 if wide else torch.float32
         return torch.stack([n.to(dense[0].device) for n in torch._foreach_norm(dense, 2, dtype=dtype)])
 

@@ -167,6 +167,13 @@ def test_an_unknown_balancer_is_refused(model: Model) -> None:
         ld.Doctor(model, torch.optim.SGD(model.parameters(), lr=0.1), balance="magic")
 
 
+@pytest.mark.parametrize("gradients", ["off", "finite-difference"])
+def test_without_gradients_there_is_nothing_to_balance(model: Model, gradients: str) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=r"(?s)A balancer needs the gradient of each loss.*leave gradients= out"):
+        ld.Doctor(model, optimizer, balance="ratio", gradients=gradients)
+
+
 @pytest.fixture
 def _arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     experiment._experiment.cache_clear()

@@ -29,13 +29,16 @@ from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.doctor.trial import trial_of
+from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
+from lossdoctor.probe.compiled import keep_activations
+from lossdoctor.probe.differences import MODE, Again, Compute
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
-from lossdoctor.probe.ranks import ranks_of
+from lossdoctor.probe.ranks import Ranks, ranks_of
 from lossdoctor.probe.schedule import Schedule, Together, schedule
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
@@ -65,10 +68,11 @@ class Doctor:
     kinds: loss name to "distill", "kl", "velocity" or "other"; guessed from the name by default. every: which
     optimizer steps are measured in full: an int n, "log" (ever fewer), "1%" (as many as take this share of the time), a
     function of the step, or a schedule (`probe.cadence`). sinks: other trackers that get every record. gradients:
-    "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models, "off" for none;
-    "auto" takes exact ones up to `probe.sketch.EXACT_UP_TO` trained parameters. balance: "ratio", "gradnorm", "pcgrad",
-    "cosine", a `treat.Balancer` or a weighting of torchjd, which changes the weights of the losses at measured steps;
-    None, the default, changes nothing. strict: raise instead of recording a failure (tests).
+    "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models,
+    "finite-difference" for shares alone, without an extra backward, "off" for none; "auto" takes exact ones up to
+    `probe.sketch.EXACT_UP_TO` trained parameters. balance: "ratio", "gradnorm", "pcgrad", "cosine", a
+    `treat.Balancer` or a weighting of torchjd, which changes the weights of the losses at measured steps; None, the
+    default, changes nothing. strict: raise instead of recording a failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
     called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
@@ -128,12 +132,15 @@ class Doctor:
         self._last_flow: FlowBatch | None = None
         self._rolled_out = False
         self._closed = False
+        self._evaluating: Optimizer | None = None
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
         sharded = any_sharded(self._patient.tops)
-        unsketched = self._patient.mode == "sketch" and sharded
-        if unsketched:
+        mode = self._patient.mode
+        # Nobody has the whole of a sharded gradient, and what several ranks find by differences is not added up yet.
+        passed_over = (mode == "sketch" and sharded) or (mode == MODE and (sharded or ranks is not None))
+        if passed_over:
             self._patient.mode = "exact"
         facts = {
             **self._facts(),
@@ -142,23 +149,17 @@ class Doctor:
             **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
-        if unsketched and gradients == "sketch":
-            self._out.event("passed_over", measurement="sketch", reason="sharded gradients are measured exactly")
-        self._treatment = None if balance is None else Treatment(balancer(balance), self._out)
-        if balance is not None:
-            # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
-            self._patient.linearity.derives = False
-        self._meeting: Meeting | None = None
-        if ranks is not None:
-            self._schedule = together = Together(self._schedule)
-            self._meeting = Meeting(ranks, together, self._patient, self._out)
+        if passed_over and gradients != "auto":
+            self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
+        self._treatment = None if balance is None else self._treated(balancer(balance))
+        self._meeting = None if ranks is None else self._met(ranks)
+        self._compiling_ends: Callable[[], None] | None = None
         if self._patient.mode == "off":
             self._out.off.add("gradients")
+        elif self._patient.mode != MODE:
+            self._compiling_ends = keep_activations()
         if sharded:
-            self._patient.summed = list if ranks is None else ranks.summed
-            self._out.off.update(SHARDED_OFF)
-            if (why := unsupported(self._patient.look().parameters)) is not None:
-                self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
+            self._sharded(list if ranks is None else ranks.summed)
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
@@ -173,6 +174,30 @@ class Doctor:
         ]
         observe.activate(self)
         atexit.register(self._at_exit)
+
+    def _treated(self, wanted: Balancer) -> Treatment:
+        if self._patient.mode in ("off", MODE):
+            raise UsageError(
+                mismatch(
+                    "A balancer needs the gradient of each loss.",
+                    'gradients="exact", "sketch" or "auto"',
+                    f'gradients="{self._patient.mode}" with balance={wanted.name!r}',
+                    "leave gradients= out, or balance=",
+                )
+            )
+        # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
+        self._patient.linearity.derives = False
+        return Treatment(wanted, self._out)
+
+    def _met(self, ranks: Ranks) -> Meeting:
+        self._schedule = together = Together(self._schedule)
+        return Meeting(ranks, together, self._patient, self._out)
+
+    def _sharded(self, summed: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self._patient.summed = summed
+        self._out.off.update(SHARDED_OFF)
+        if (why := unsupported(self._patient.look().parameters)) is not None:
+            self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
 
     # What the user hands in
 
@@ -238,9 +263,16 @@ class Doctor:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
+    def not_handed_in(self, what: str) -> None:
+        """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
+        self._out.pass_over(
+            f"tensors of ld.{what}",
+            "it is called inside torch.compile(..., fullgraph=True); call it on what the compiled function returns",
+        )
+
     def backward(
         self,
-        losses: Mapping[str, Tensor | float | None],
+        losses: Mapping[str, Tensor | float | None] | Compute,
         weights: Mapping[str, float | Tensor] | None = None,
         *,
         backward: Callable[[Tensor], object] | None = None,
@@ -248,11 +280,16 @@ class Doctor:
     ) -> Tensor:
         """One ordinary backward of sum_i w_i L_i; on a due step the gradient of each loss is measured before it.
 
-        losses: name to loss; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with
-        the total instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per
-        optimizer step. Returns the weighted total, detached, 0-d.
+        losses: name to loss, or a function that computes them, which gradients="finite-difference" calls twice more at
+        a due step; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with the total
+        instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per optimizer
+        step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
         """
+        again = None
+        if callable(losses):
+            again = self._about_to(losses)
+            losses = losses()
         given = named_losses(losses)
         factors = named_weights(losses, given, weights or {})
         if self._trial is not None:
@@ -268,15 +305,25 @@ class Doctor:
             self._pending.add(self._out.step, "loss/total", total)
             self._weights = factors
             examination = self._examination
-        if examination is not None:
-            examination.before_backward(given, factors, backward, scaler)
+        if examination is not None and not examination.settled:
+            examination.before_backward(given, factors, backward, scaler, again)
         if backward is not None:
             backward(total)
         else:
             (total if scaler is None else scaler.scale(total)).backward()
-        if examination is not None:
+        if examination is not None and examination is self._examination and not examination.settled:
             examination.after_backward()
+            if self._evaluating is not None:
+                self._settle_before(self._evaluating)
         return total.detach()
+
+    def _about_to(self, compute: Compute) -> Again | None:
+        """What it takes to compute these losses again, where that will be needed."""
+        if self._closed or self._patient.mode != MODE:
+            return None
+        self._new_step_if_stepped()
+        device = self._patient.optimizers[0].param_groups[0]["params"][0].device
+        return Again.now(compute, device) if self._examination is not None else None
 
     def endpoint(  # noqa: PLR0917 - the order is public
         self,
@@ -366,6 +413,8 @@ class Doctor:
         self._closed = True
         atexit.unregister(self._at_exit)
         observe.deactivate(self)
+        if self._compiling_ends is not None:
+            self._compiling_ends()
         for hook in self._hooks:
             hook.remove()
         self._out.close()
@@ -420,6 +469,12 @@ class Doctor:
         if self._closed:
             return
         # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            self._evaluating = optimizer  # the losses are still to come, inside the step
+        else:
+            self._settle_before(optimizer)
+
+    def _settle_before(self, optimizer: Optimizer) -> None:
         losses = self._losses() if self._examination is not None else {}
         if self._meeting is not None:
             self._meeting.hold(self._examination, self._pending)
@@ -429,6 +484,7 @@ class Doctor:
             self._examination.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._evaluating = None
         if self._closed:
             return
         if self._examination is not None:

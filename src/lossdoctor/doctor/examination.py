@@ -19,8 +19,11 @@ from lossdoctor.kinds import guess_kind
 from lossdoctor.metrics.reading import Maybe
 from lossdoctor.probe import neutrality
 from lossdoctor.probe.audit import Auditor
+from lossdoctor.probe.belongings import Belongings
 from lossdoctor.probe.capture import Capture
+from lossdoctor.probe.differences import DISAGREE, IN_BACKWARD, MODE, UNTOLD, Again, slopes
 from lossdoctor.probe.ledger import Ledger, Linearity
+from lossdoctor.probe.obstacles import Obstacles, obstacles
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
 from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
@@ -35,6 +38,7 @@ RECOUNT = 20
 """Due steps after which the model is walked through anew."""
 _LINEARITY = "linearity error"
 _DOUBT = "doubt of a sketch/"
+_SUM = "sum of shares"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
 
 
@@ -61,6 +65,7 @@ class Patient:
     mode: str = "exact"
     exact: frozenset[int] = frozenset()
     linearity: Linearity = field(default_factory=Linearity)
+    belongings: Belongings = field(default_factory=Belongings)
     modules: tuple[nn.Module, ...] = ()
     gradients: linalg.Packer = field(default_factory=linalg.Packer)
     updates: dict[int, linalg.Packer] = field(default_factory=dict)
@@ -113,7 +118,7 @@ class Examination:
 
     losses: what each `backward` of the step was given, by name. backwards: how often it was called. ema_between: how
     many of them found the EMA changed since the one before. passed_over: why the gradients of this one step are not
-    measured.
+    measured. calls: how the losses of each backward can be computed again.
     """
 
     patient: Patient
@@ -125,6 +130,7 @@ class Examination:
     backwards: int = 0
     ema_between: int = 0
     passed_over: str | None = None
+    calls: list[tuple[Again, dict[str, float]]] = field(default_factory=list)
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
     _witness: nn.Parameter | None = None
@@ -136,8 +142,9 @@ class Examination:
         weights: Mapping[str, float | Tensor],
         backward: Callable[[Tensor], object] | None,
         scaler: Any,
+        again: Again | None = None,
     ) -> None:
-        """The extra passes, while the graph is there."""
+        """The extra passes, while the graph is there. again: how the losses were computed, where that is needed."""
         if self.patient.several and not self.backwards:
             with self.out.guard("gradients"):
                 self.patient.look()
@@ -145,6 +152,11 @@ class Examination:
                     self.pass_over("static_graph before its first backward")
         if self.patient.summed is not None and self.passed_over is None and not reduces(self.patient.modules):
             self.pass_over("set_requires_gradient_sync(False): this backward does not bring gradients to .grad")
+        by_difference = self.patient.mode == MODE
+        if by_difference and again is None and "gradients" not in self.out.off:
+            self.pass_over(UNTOLD)
+            self.out.pass_over("gradients", UNTOLD)
+        ahead = None if by_difference else self._obstacles(losses)
         if "gradients" in self.out.off or self.passed_over is not None:
             self._note(losses)
             return
@@ -153,14 +165,16 @@ class Examination:
             scale = None if scaler is None else scaler.scale(one)
             if self._given_up(losses, foreign=backward is not None, scale=scale):
                 self.capture, self._ledger = self.capture.latest(), None
-                self.losses, self.backwards, self.ema_between = {}, 0, 0
+                self.losses, self.backwards, self.ema_between, self.calls = {}, 0, 0, []
             self._note(losses)
             patient = self.patient
             if self._ledger is None:
                 where, sketch = patient.look(), None
                 if patient.mode == "sketch":
                     sketch = Sketch(where, seed=self.out.step, exact=patient.exact)
-                self._ledger = Ledger(where, patient.linearity, patient.gradients, sketch, patient.summed)
+                self._ledger = Ledger(
+                    where, patient.linearity, patient.gradients, sketch, patient.summed, belongings=patient.belongings
+                )
             velocities = [name for name in losses if self.patient.kind(name) == "velocity"]
             self._ledger.observe(
                 losses,
@@ -170,9 +184,30 @@ class Examination:
                 foreign_backward=backward is not None,
                 z1=self.capture.z1,
                 z1_loss=velocities[0] if velocities else None,
+                ahead=ahead,
+                passes=not by_difference,
             )
+            if again is not None and by_difference:
+                live = [name for name, loss in losses.items() if loss.requires_grad]
+                self.calls.append((again, {name: float(weights[name]) for name in live}))
             return
         self._ledger = None
+
+    def _obstacles(self, losses: Mapping[str, Tensor]) -> Obstacles | None:
+        """What the passes would stumble over; where it cannot be passed, the gradients of this step are left out."""
+        if "gradients" in self.out.off or self.passed_over is not None:
+            return None
+        with self.out.guard("gradients"):
+            found = obstacles(losses.values())
+            parameters = self.patient.look().parameters if found.reentrant else ()
+            several = self.patient.several and self.patient.summed is None
+            why = found.refusal(parameters, several=several, spoiled=self.patient.belongings.restored)
+            if why is None:
+                return found
+            self.pass_over(why)
+            if not self.patient.several:  # several ranks record it when they meet
+                self.out.pass_over("gradients", why)
+        return None
 
     def _note(self, losses: Mapping[str, Tensor]) -> None:
         version = self.patient.auditor.ema_version()
@@ -180,7 +215,7 @@ class Examination:
         self._ema_version = version
         self.backwards += 1
         for name, loss in losses.items():
-            self.losses.setdefault(name, []).append(loss.detach())
+            self.losses.setdefault(name, []).append(loss.detach().clone())
 
     def _given_up(self, losses: Mapping[str, Tensor], *, foreign: bool, scale: Tensor | None) -> bool:
         """Whether the backwards so far belong to a step that never came, so that only what is coming now counts.
@@ -196,6 +231,11 @@ class Examination:
             return True
         gone = self._witness is not None and self._witness.grad is None
         return gone and (foreign or losses.keys() != ledger.losses.keys())
+
+    @property
+    def settled(self) -> bool:
+        """Whether the gradients of the step are taken, so that further backwards of it are of other weights."""
+        return self.snapshot is not None
 
     @property
     def ledger(self) -> Ledger | None:
@@ -222,6 +262,8 @@ class Examination:
         if self._ledger is not None:
             with self.out.guard("gradients"):
                 gradients, error = self._ledger.settle()
+                if self.calls:
+                    gradients = self._by_differences(self._ledger, gradients)
                 source = self._ledger.source(self.capture.z1)
                 if error is not None:
                     self.readings[_LINEARITY] = error
@@ -263,6 +305,20 @@ class Examination:
             teacher=self.patient.teacher.settle() if self.patient.teacher else None,
         )
         self._measure(metrics.BEFORE_STEP)
+
+    def _by_differences(self, ledger: Ledger, gradients: Gradients) -> Gradients:
+        """The same, with the slope of each loss along the total gradient."""
+        if ledger.composed:
+            self.out.pass_over("gradients", IN_BACKWARD)
+            return gradients
+        found = slopes(self.calls, ledger.where.parameters, ledger.total, self.patient.modules)
+        if found is None:
+            return gradients
+        # Along a gradient that GradScaler has scaled, slopes are too large by its factor.
+        unscaled = {name: s if ledger.scale is None else s / ledger.scale.to(s) for name, s in found.items()}
+        whole = gradients.gram[""][-1, -1]
+        self.readings[_SUM] = torch.stack([s.to(whole) for s in unscaled.values()]).sum() / whole
+        return replace(gradients, slopes=unscaled)
 
     def _audit(self) -> None:
         if "audit" not in self.out.off:
@@ -307,6 +363,8 @@ class Examination:
         """The same numbers on the host, after the next due step has been planned with them."""
         error = measured.pop(_LINEARITY, None)
         doubts = {int(key.split("/")[1]): measured.pop(key) for key in list(measured) if key.startswith(_DOUBT)}
+        if not abs(measured.pop(_SUM, 1.0) - 1.0) <= metrics.gradients.ADD_UP:
+            self.out.pass_over("gradients", DISAGREE)
         if self._ledger is None:
             return measured
         if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):

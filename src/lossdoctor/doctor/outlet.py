@@ -40,6 +40,7 @@ class Outlet:
         self.strict = strict
         self.off: set[str] = set()
         self._told: dict[str, dict[str, Any]] = {}
+        self._passed_over: set[tuple[str, str]] = set()
         self._writer = self._open(run, meta, resume)
         self._sinks = [Background(sink, on_failure=self._sink_failed) for sink in (sinks if rank == 0 else ())]
         for sink in self._sinks:
@@ -97,6 +98,13 @@ class Outlet:
             if self.strict or (isinstance(error, UsageError) and self.step == 0):
                 raise
             self.failed(what, f"{type(error).__name__}: {error}")
+
+    def pass_over(self, what: str, why: str) -> None:
+        """Leave a measurement out of one step, with an event and a warning the first time for this reason."""
+        if (what, why) not in self._passed_over:
+            self._passed_over.add((what, why))
+            self.event("passed_over", measurement=what, reason=why)
+            self._warn(f"{what} are not measured, training goes on. Step {self.step}, {why}")
 
     def failed(self, what: str, why: str) -> None:
         """Switch a measurement off, with an event and a warning."""

@@ -7,6 +7,7 @@ gradient of the weighted total that the real backward produced.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from lossdoctor.probe.snapshot import Gradients
 
 WHOLE = ""
 """The name under which `Gradients.gram` holds the whole parameter set."""
+ADD_UP = 0.02
+"""How far from 1 the sum of shares by finite differences may be. Float32 makes 1e-4; see docs/measuring.md."""
 
 
 @metric
@@ -39,6 +42,18 @@ def strengths(names: tuple[str, ...], weights: Tensor, gram: Tensor, measured: t
         readings[f"grad_weighted/{name}"] = weight * norms[i]
         readings[f"grad_share/{name}"] = Maybe(weight * shares[i], has_share)
     return readings
+
+
+@metric
+def shares_by_slopes(slopes: Mapping[str, Tensor], square: Tensor) -> Readings:
+    """Signed shares from finite differences.
+
+    slopes: loss to w <g_i, g>, 0-d. square: |g|^2, 0-d. `grad_share/<loss>` = w <g_i, g> / |g|^2, signed, right to
+    about 1e-4 in float32; absent for all losses when their sum is not 1, to ADD_UP: then they are of something else.
+    """
+    shares = {name: slope.to(square) / square for name, slope in slopes.items()}
+    believed = (torch.stack([*shares.values()]).sum() - 1.0).abs() <= ADD_UP
+    return {f"grad_share/{name}": Maybe(share, believed) for name, share in shares.items()}
 
 
 @metric
@@ -81,6 +96,8 @@ def measure(gradients: Gradients) -> Readings:
         f"weight/{name}": weight for name, weight in zip(names, gradients.weights.unbind(), strict=True)
     }
     whole = gradients.gram.get(WHOLE)
+    if whole is not None and gradients.slopes:
+        readings.update(shares_by_slopes.deferred(gradients.slopes, whole[-1, -1]))
     if whole is not None:
         readings.update(strengths.deferred(names, gradients.weights, whole, measured))
         readings.update(cosines.deferred(names, whole, measured))

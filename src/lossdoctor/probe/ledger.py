@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lossdoctor import linalg
+from lossdoctor.probe.belongings import Belongings
+from lossdoctor.probe.extra_pass import Differentiate, ExtraPass, exactly
 from lossdoctor.probe.lengths import KnownLengths
 from lossdoctor.probe.neutrality import same_buffers
+from lossdoctor.probe.obstacles import Obstacles, hooked, obstacles
 from lossdoctor.probe.parameters import ParameterMap
-from lossdoctor.probe.sharded import by_backward, gradients
+from lossdoctor.probe.sharded import gradients
 from lossdoctor.probe.sketch import Sketch
 from lossdoctor.probe.snapshot import Gradients
-
-Differentiate = Callable[[Tensor, Sequence[Tensor]], "list[Tensor | None]"]
 
 TOLERATED = 1e-3
 """Largest predicted relative error of a derived gradient."""
@@ -112,6 +113,8 @@ class Ledger:
     _alike: bool = True
     _seen: list[tuple[Tensor | None, int]] = field(default_factory=list)
     known: KnownLengths = field(default_factory=KnownLengths)
+    belongings: Belongings = field(default_factory=Belongings)
+    _observed: int = 0
 
     def observe(
         self,
@@ -123,16 +126,24 @@ class Ledger:
         foreign_backward: bool = False,
         z1: Tensor | None = None,
         z1_loss: str | None = None,
+        ahead: Obstacles | None = None,
+        passes: bool = True,
     ) -> None:
         """The extra passes of one micro-batch, before its real backward.
 
         scale: the GradScaler's factor, 0-d; passes run scaled, as fp16 needs, and are divided at the end.
         foreign_backward: the real backward may rescale (Accelerate divides by the accumulation steps), so every loss
-        is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass.
+        is measured and the factor found. z1, z1_loss: also take d loss / d z1 in that loss's pass. ahead: what lies in
+        the way of a pass, where the caller has looked already. passes: False to follow the total alone.
         """
-        live = {name: loss for name, loss in losses.items() if loss.requires_grad}
-        differentiate: Differentiate = _exactly
-        if self.sketch is not None:
+        live = {name: loss for name, loss in losses.items() if passes and loss.requires_grad}
+        ahead = obstacles(live.values()) if ahead is None else ahead
+        ordinary = self.summed is not None or ahead.reentrant
+        one_pass = ExtraPass(self.where.parameters, self.belongings, ahead.custom, ordinary)
+        differentiate: Differentiate = exactly
+        if self.sketch is not None and ordinary:
+            self.sketch.signs = self.sketch.signs or {}
+        elif self.sketch is not None:
             with same_buffers(modules):
                 differentiate = self.sketch.passes(live.values(), modules).gradients
         if self._base is None:
@@ -147,7 +158,7 @@ class Ledger:
             self.scale, self.foreign_backward = scale, foreign_backward
             choice = (
                 None
-                if foreign_backward
+                if foreign_backward or hooked(self.where.parameters)
                 else self.linearity.left_out({name: weights[name] for name in live}, self.where)
             )
             self.derived = None if choice == z1_loss and z1 is not None else choice
@@ -156,26 +167,37 @@ class Ledger:
         with same_buffers(modules):
             for name, loss in live.items():
                 if name != self.derived:
-                    self._measure(name, loss, z1 if name == z1_loss else None, differentiate)
+                    self._measure(name, loss, z1 if name == z1_loss else None, one_pass, differentiate)
+        self._observed += 1
 
     def _grads(self, indices: Sequence[int]) -> list[Tensor | None]:
         """What is in `.grad` of these parameters now, as gradients are held."""
         grads = gradients([self.where.parameters[i] for i in indices])
         return grads if self.sketch is None else [self.sketch.held(i, g) for i, g in zip(indices, grads, strict=True)]
 
-    def _measure(self, name: str, loss: Tensor, z1: Tensor | None, differentiate: Differentiate) -> None:
-        parameters: list[Tensor] = list(self.where.parameters)
-        inputs = parameters if z1 is None else [*parameters, z1]
+    def _measure(
+        self, name: str, loss: Tensor, z1: Tensor | None, one_pass: ExtraPass, differentiate: Differentiate
+    ) -> None:
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        if self.summed is not None:
-            z1, found = None, by_backward(scaled, self.where.parameters)
-        else:
-            found = differentiate(scaled, inputs)
+        found, of_z1 = one_pass.gradients(scaled, z1, differentiate)
+        if self.sketch is not None and one_pass.ordinary:
+            found = [self.sketch.held(i, g) for i, g in enumerate(found)]
         self.seconds[name] = time.perf_counter() - started
-        if z1 is not None:
-            self.source_gradient = found.pop()
+        self.source_gradient = self.source_gradient if z1 is None else of_z1
         self.rows[name] = _added(self.rows.get(name), found)
+
+    @property
+    def composed(self) -> bool:
+        """Whether the step is taken inside its backward, so that the total is known as the sum of its parts alone."""
+        return self._backwards < self._observed
+
+    def _sum_of_parts(self) -> list[Tensor | None]:
+        """sum_i w_i g_i, where `.grad` is gone before it can be read."""
+        total: list[Tensor | None] = [None] * len(self.where.parameters)
+        for name, row in self.rows.items():
+            total = _added(total, [None if g is None else g * self.losses[name] for g in row])
+        return total
 
     def after_backward(self) -> None:
         """Copy the total gradient of the step so far, before clipping can change it."""
@@ -238,6 +260,8 @@ class Ledger:
 
     def settle(self) -> tuple[Gradients, Tensor | None]:
         """All inner products, and the linearity error (0-d) when it was measured."""
+        if self.composed:
+            self.total, self.calibrating = self._sum_of_parts(), False
         names, weights = tuple(self.losses), list(self.losses.values())
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
         rows = [self.rows.get(name, silent) for name in names]
@@ -351,10 +375,6 @@ class Ledger:
             each[k] = (total - (weights * each).sum()) / weights[k]
         each = each if self._rescaled is None else each * self._rescaled.to(each)
         return each if self.scale is None else each / self.scale.to(each)
-
-
-def _exactly(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    return list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True))
 
 
 def _added(before: list[Tensor | None] | None, found: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -6,27 +6,49 @@ import contextlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from lossdoctor.probe.compiled import as_written
 from lossdoctor.probe.wrapped import quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Where the python, numpy and torch random streams (CPU and `device`) are."""
+
+    python: tuple[Any, ...]
+    legacy: Any
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+    device: torch.device
+
+    @classmethod
+    def capture(cls, device: torch.device) -> Streams:
+        """Where they are now."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, device)  # noqa: NPY002
+
+    def put_back(self) -> None:
+        """Make the next numbers drawn those that were drawn next then."""
+        random.setstate(self.python)
+        np.random.set_state(self.legacy)  # noqa: NPY002
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
 @contextlib.contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
-    """Put the python, numpy and torch random streams (CPU and `device`) back at the end."""
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    """Put the random streams back at the end."""
+    before = Streams.capture(device)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+        before.put_back()
 
 
 @contextlib.contextmanager
@@ -114,8 +136,11 @@ def undisturbed(modules: Sequence[nn.Module], precision: Autocast | None) -> Ite
     found = (p.device for module in modules for p in module._parameters.values() if p is not None)
     device = next(found, torch.device("cpu"))
     precision = precision or Autocast(())
-    with same_randomness(device), same_buffers(modules), quiet(modules), precision.again(), torch.no_grad():
-        yield
+    with contextlib.ExitStack() as kept:
+        for state in (same_randomness(device), same_buffers(modules), quiet(modules), precision.again()):
+            kept.enter_context(state)
+        with as_written(), torch.no_grad():
+            yield
 
 
 def batch_coupled(modules: Iterable[nn.Module]) -> bool:

@@ -2,18 +2,24 @@
 
 The module-level functions reach the doctor that was activated last and do nothing when there is none. They return at
 once when the step is not due, without touching a tensor.
+
+Inside a region of torch.compile they break the graph, and run as ever; where it may not be broken (`fullgraph=True`)
+they do nothing, and the doctor records that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
+from lossdoctor.probe.compiled import in_one_piece
 from lossdoctor.probe.experiment import current
 from lossdoctor.probe.snapshot import Velocity
 
@@ -40,6 +46,63 @@ def active() -> Any:
     return _listeners[-1] if _listeners else None
 
 
+def _hand_in(kind: str, *args: Any, **kwargs: Any) -> None:
+    if _listeners:
+        getattr(_listeners[-1], kind)(*args, **kwargs)
+
+
+_hand_in_uncompiled = _disable_dynamo(_hand_in)
+
+
+def _cannot(kind: str) -> bool:
+    """Whether the region that is being traced must stay in one piece; the doctor is told. Traced as a constant."""
+    found = in_one_piece()
+    if found and _listeners:
+        _listeners[-1].not_handed_in(kind)
+    return found
+
+
+# What `torch.compiler.assume_constant_result` would set; that imports torch.compile, which takes seconds.
+_cannot._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _reached(kind: str, *args: Any, **kwargs: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _hand_in(kind, *args, **kwargs)
+    elif not _cannot(kind):
+        _hand_in_uncompiled(kind, *args, **kwargs)
+
+
+def _in_experiment() -> bool:
+    return current() is not None
+
+
+_in_experiment._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@_disable_dynamo
+def _other_condition(c: T) -> T:
+    experiment = current()
+    return c if experiment is None else experiment.condition(c, _listeners[-1].step if _listeners else 0)
+
+
+@_disable_dynamo
+def _other_value(name: str, value: T) -> T:
+    experiment = current()
+    return value if experiment is None else experiment.knob(name, value)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What is handed in inside reaches nobody: a forward that is not the training's."""
+    heard = list(_listeners)
+    _listeners.clear()
+    try:
+        yield
+    finally:
+        _listeners[:] = heard
+
+
 def flow(
     v_pred: Tensor,
     v_target: Tensor,
@@ -60,8 +123,8 @@ def flow(
     time and field probes. t_source: the t of the source end, 1.0 for code where t = 0 is data.
     Raises ShapeError when the shapes would broadcast and UsageError when t leaves [0, 1], both only on the first step.
     """
-    if _listeners:
-        _listeners[-1].flow(v_pred, v_target, t, x_t=x_t, z0=z0, z1=z1, cond=cond, velocity=velocity, t_source=t_source)
+    more = {"x_t": x_t, "z0": z0, "z1": z1, "cond": cond, "velocity": velocity, "t_source": t_source}
+    _reached("flow", v_pred, v_target, t, **more)
 
 
 def posterior(mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None) -> None:
@@ -70,8 +133,7 @@ def posterior(mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor
     mu, logvar: (B, ...). z: the sample that was used, (B, ...). kl: the KL value as trained, unweighted, 0-d or per
     sample; compared with the closed form. Raises ShapeError on the first step when the shapes differ.
     """
-    if _listeners:
-        _listeners[-1].posterior(mu, logvar, z=z, kl=kl)
+    _reached("posterior", mu, logvar, z=z, kl=kl)
 
 
 def distill(
@@ -88,16 +150,13 @@ def distill(
     positive. center: (K,), subtracted from the teacher's logits.
     Raises ShapeError on the first step when K or the rows differ.
     """
-    if _listeners:
-        _listeners[-1].distill(
-            teacher_logits, student_logits, teacher_temp=teacher_temp, student_temp=student_temp, center=center
-        )
+    temps = {"teacher_temp": teacher_temp, "student_temp": student_temp}
+    _reached("distill", teacher_logits, student_logits, **temps, center=center)
 
 
 def log(values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor | float) -> None:
     """Keep scalars of this step, as a mapping (names may be any text) or as keywords."""
-    if _listeners:
-        _listeners[-1].log(values, **scalars)
+    _reached("log", values, **scalars)
 
 
 def condition(c: T) -> T:
@@ -106,17 +165,14 @@ def condition(c: T) -> T:
     c: a tensor, or a nest of tensors and lists, with the batch as first axis. Conditions of one optimizer step are
     shuffled alike.
     """
-    if (experiment := current()) is None:
-        return c
-    return experiment.condition(c, _listeners[-1].step if _listeners else 0)
+    return _other_condition(c) if _in_experiment() else c
 
 
 def knob(name: str, value: T) -> T:
     """Pass a setting through, and note its name and value in the run's meta data; an experiment arm may change it."""
-    if (experiment := current()) is not None:
-        value = experiment.knob(name, value)
-    if _listeners:
-        _listeners[-1].knob(name, value)
+    if _in_experiment():
+        value = _other_value(name, value)
+    _reached("knob", name, value)
     return value
 
 

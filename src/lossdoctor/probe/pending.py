@@ -18,8 +18,13 @@ class Pending:
         self._waiting: dict[Key, Tensor | float] = {}
 
     def add(self, step: int, name: str, value: Tensor | float) -> None:
-        """Keep one scalar; a tensor is kept as it is, without its graph and without asking for its value."""
-        self._waiting[step, name, len(self._waiting)] = value.detach() if isinstance(value, Tensor) else float(value)
+        """Keep one scalar; of a tensor a copy, without its graph and without asking for its value.
+
+        A copy, since the original may be written to before a due step comes: summed over ranks for a log line, or
+        overwritten by the next run of a CUDA graph.
+        """
+        kept = value.detach().clone() if isinstance(value, Tensor) else float(value)
+        self._waiting[step, name, len(self._waiting)] = kept
 
     def at(self, step: int, prefix: str) -> dict[str, Tensor | float]:
         """The latest values of `step` whose names begin with `prefix`, without it."""

@@ -37,11 +37,11 @@ EXACT_UP_TO = 10_000_000
 """Trained parameters up to which "auto" takes exact gradients. Where it comes from is in docs/sketch.md."""
 DOUBTFUL = 0.05
 """|g - sum w_i g_i| / (|g| + sum |w_i g_i|) of one weight above which it is not sketched again. bfloat16 makes 0.01."""
-MODES = ("auto", "exact", "sketch", "off")
+MODES = ("auto", "exact", "sketch", "finite-difference", "off")
 
 
 def checked_mode(mode: str, parameters: Iterable[Tensor]) -> str:
-    """How gradients are measured: "exact", "sketch" or "off"; "auto" chooses by the number of trained parameters.
+    """How gradients are measured: any of MODES but "auto", which chooses by the number of trained parameters.
 
     Raises UsageError for anything else.
     """

@@ -64,7 +64,7 @@ class Gradients:
     part of the loss's graph at all. derived: the loss whose gradient follows from the total, if any. accumulated: 0-d
     squared norm of the sum of what several backwards of the step brought, to be held against the total; None with one.
     sketched: the modules, `""` included, whose entries are estimates, as some of their weights are sketched; entries of
-    all others are exact.
+    all others are exact. slopes: loss to w_i <g_i, g>, where nothing else is known of single losses.
     """
 
     names: tuple[str, ...]
@@ -75,6 +75,7 @@ class Gradients:
     derived: str | None = None
     accumulated: Tensor | None = None
     sketched: frozenset[str] = frozenset()
+    slopes: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,10 @@ class UpdateWatch:
         copies = [self.before[i] for i in reported]
         self._before_norm.update(zip(reported, linalg.norms(copies), strict=True))
         with torch.no_grad():
-            after = [self.where.parameters[i].detach().reshape(-1) for i in indices]
-            torch._foreach_sub_([self.before[i] for i in indices], after)
+            before = [self.before[i] for i in indices]
+            parameters = [self.where.parameters[i] for i in indices]
+            after = [linalg.flattened(p, b.dtype) for p, b in zip(parameters, before, strict=True)]
+            torch._foreach_sub_(before, after)
         self._delta_norm.update(zip(reported, linalg.norms(copies), strict=True))
         self._moved.update(indices)
 
@@ -98,7 +100,12 @@ class UpdateWatch:
         )
 
     def _clip(self, ledger: Ledger) -> tuple[Tensor | None, Tensor | None]:
-        """The gradient norm after backward and as the optimizers saw it, over the parameters that were stepped."""
+        """The gradient norm after backward and as the optimizers saw it, over the parameters that were stepped.
+
+        Nothing for an optimizer in the backward: there is no moment between the two.
+        """
+        if ledger.composed:
+            return None, None
         both = [i for i in self._grad_norm if ledger.total[i] is not None]
         if not both:
             return None, None
