@@ -270,6 +270,7 @@ def test_what_an_optimizer_notes_in_its_groups_is_kept(monkeypatch: pytest.Monke
             super().step(closure)
 
     monkeypatch.setenv("LOSSDOCTOR_ARM", "lr:a_head*3")
+    torch.optim.SGD(Model().parameters(), lr=0.1)  # from now on the parent's step runs hooks too
     model = Model()
     optimizer = Counting(model.parameters(), lr=0.1)
     before = copy.copy(optimizer.param_groups[0])
@@ -278,8 +279,34 @@ def test_what_an_optimizer_notes_in_its_groups_is_kept(monkeypatch: pytest.Monke
             doctor.backward(model.losses(torch.randn(8, 4), torch.zeros(8, 2)))
             optimizer.step()
             optimizer.zero_grad()
+        assert doctor.step == 3, "the step of the parent class is part of it"
         assert doctor.ret["lr/a_head"] == pytest.approx(0.3), "what is recorded is what was stepped with"
     (group,) = optimizer.param_groups
     assert group["count"] == 3
     assert group["lr"] == before["lr"]
     assert len(group["params"]) == 6
+
+
+def test_a_step_that_raised_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Moody(torch.optim.SGD):
+        fails = True
+
+        def step(self, closure: Any = None) -> None:
+            if self.fails:
+                raise RuntimeError("not now")
+            super().step(closure)
+
+    monkeypatch.setenv("LOSSDOCTOR_ARM", "lr:a_head*3")
+    model = Model()
+    optimizer = Moody(model.parameters(), lr=0.1)
+    with ld.Doctor(model, optimizer, heads={"a_head": model.a_head}, every=1, strict=True) as doctor:
+        for moody in (True, False, False):
+            Moody.fails = moody
+            doctor.backward(model.losses(torch.randn(8, 4), torch.zeros(8, 2)))
+            try:
+                optimizer.step()
+            except RuntimeError:
+                assert moody
+            optimizer.zero_grad()
+        assert doctor.step == 2
+    assert len(optimizer.param_groups) == 1, "the script has its own groups again"

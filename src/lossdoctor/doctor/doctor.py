@@ -43,6 +43,7 @@ from lossdoctor.probe.schedule import Schedule, Together, schedule
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
+from lossdoctor.probe.stepping import Stepping
 from lossdoctor.probe.updates import shadow_watch
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
 from lossdoctor.record import Record
@@ -163,15 +164,7 @@ class Doctor:
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
-        self._hooks = [] if trial is None else trial.hooks(optimizers)
-        self._hooks += [
-            hook
-            for one in self._patient.optimizers
-            for hook in (
-                one.register_step_pre_hook(self._before_step),
-                one.register_step_post_hook(self._after_step),
-            )
-        ]
+        self._stepping = Stepping(optimizers, self._before_step, self._after_step)
         observe.activate(self)
         atexit.register(self._at_exit)
 
@@ -286,6 +279,7 @@ class Doctor:
         step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
         """
+        self._stepping.forget()
         again = None
         if callable(losses):
             again = self._about_to(losses)
@@ -415,8 +409,7 @@ class Doctor:
         observe.deactivate(self)
         if self._compiling_ends is not None:
             self._compiling_ends()
-        for hook in self._hooks:
-            hook.remove()
+        self._stepping.remove()
         self._out.close()
 
     def __enter__(self) -> Doctor:
@@ -466,6 +459,8 @@ class Doctor:
         return self._examination if what not in self._out.off and torch.is_grad_enabled() else None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._trial is not None:
+            self._trial.rates.before(optimizer)
         if self._closed:
             return
         # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
@@ -485,6 +480,8 @@ class Doctor:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._evaluating = None
+        if self._trial is not None:
+            self._trial.rates.after(optimizer)
         if self._closed:
             return
         if self._examination is not None:

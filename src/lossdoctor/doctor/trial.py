@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lossdoctor.probe.experiment import Experiment, Rates, current, rates
 
@@ -40,14 +39,6 @@ class Trial:
     ) -> dict[str, float | Tensor]:
         """See `Experiment.weights`."""
         return self.experiment.weights(losses, weights, step)
-
-    def hooks(self, optimizers: Sequence[Optimizer]) -> list[RemovableHandle]:
-        """On every optimizer whose rates the arm changes; to be put there before those that look at the rates."""
-        if not self.rates.changes:
-            return []
-        before = [one.register_step_pre_hook(lambda of, args, kwargs: self.rates.before(of)) for one in optimizers]
-        after = [one.register_step_post_hook(lambda of, args, kwargs: self.rates.after(of)) for one in optimizers]
-        return [*before, *after]
 
     def stepped(self) -> bool:
         """Count a step; whether it was the last. Raises UsageError after the first for what the script lacks."""

@@ -40,8 +40,8 @@ SAME = 2e-3
 """Distance from a reference, relative to the way to go, that is rounding: 1e-6 in float32, 1e-3 for a sampler that
 works in half precision. The smallest mistake, Heun without its predictor on a curved path, is at 0.012."""
 EXPLAINED = 0.02
-"""The same relative to what is to be explained, for a known mistake. The right one leaves 1e-5, the nearest other
-0.024 on all three paths."""
+"""The same relative to what is to be explained, for a known mistake. The nearest other one leaves
+0.024 on all three paths; a mistake integrated the same way leaves rounding."""
 REACHED = 0.1
 """Error after 128 steps under which a method that matches none of the references has converged; Euler leaves 0.028."""
 FALLING = 0.7

@@ -180,6 +180,7 @@ class Rates:
         """Put the groups of the arm in place of the optimizer's."""
         if not self.changes:
             return
+        self.after(optimizer)  # of a step that raised
         parts = [(group, part) for group in optimizer.param_groups for part in self._parts(group)]
         self._groups[id(optimizer)] = (optimizer.param_groups, parts)
         optimizer.param_groups = [part for _, part in parts]
