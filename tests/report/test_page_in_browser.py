@@ -79,7 +79,10 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "suspected",
         "mechanism",
         Message("cause.weight-too-small"),
-        evidence=(Evidence("grad_weighted/dino", 1e-3, 2e-3, 200, 1980),),
+        evidence=(
+            Evidence("grad_weighted/dino", 1e-3, 2e-3, 200, 1980),
+            Evidence("flow/nmse", 0.5, 0.4, 200, 1980),  # a round number, where a line of the grid lies too
+        ),
         causes=(Cause("weight-too-small"),),
         loss="dino",
     )
@@ -116,6 +119,30 @@ def test_it_opens_without_a_complaint_and_draws(opened: webdriver.Chrome) -> Non
         "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)"
     )
     assert painted
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_threshold_is_seen(opened: webdriver.Chrome, place: int) -> None:
+    """Pixels in the colour of an error, all along a line: not under the grid."""
+    red = opened.execute_script(
+        """
+        const canvas = document.querySelectorAll("figure[data-threshold] canvas")[arguments[0]];
+        const mark = document.createElement("span");
+        mark.style.color = getComputedStyle(document.documentElement).getPropertyValue("--error");
+        document.body.append(mark);
+        const [r, g, b] = getComputedStyle(mark).color.match(/[0-9]+/g).map(Number);
+        mark.remove();
+        const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const rows = new Array(height).fill(0);
+        for (let i = 0; i < data.length; i += 4) {
+          const far = Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b);
+          if (data[i + 3] > 200 && far < 30) rows[Math.floor(i / 4 / width)] += 1;
+        }
+        return Math.max(...rows) / width;
+        """,
+        place,
+    )
+    assert red > 0.3
 
 
 def test_names_are_names(opened: webdriver.Chrome) -> None:

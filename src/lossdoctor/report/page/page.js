@@ -46,23 +46,36 @@
     return { names, data: names.length ? uPlot.join(names.map((name) => curve(name, log))) : [[]] };
   }
 
-  function marks(figure) {
-    const threshold = Number(figure.dataset.threshold ?? NaN);
+  // Inside the plot alone.
+  function clipped(plot, paint) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    paint(ctx, bbox);
+    ctx.restore();
+  }
+
+  function judgedSteps(figure) {
     const [from, to] = [Number(figure.dataset.from ?? NaN), Number(figure.dataset.to ?? NaN)];
     return (plot) => {
-      const { ctx, bbox } = plot;
-      ctx.save();
-      ctx.beginPath();
-      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
-      ctx.clip();
-      if (Number.isFinite(from) && Number.isFinite(to)) {
+      if (!Number.isFinite(from) || !Number.isFinite(to)) return;
+      clipped(plot, (ctx, bbox) => {
         const [a, b] = [plot.valToPos(from, "x", true), plot.valToPos(to, "x", true)];
         ctx.fillStyle = colour("--soft");
         ctx.globalAlpha = 0.1;
         ctx.fillRect(a, bbox.top, Math.max(b - a, 2), bbox.height);
-        ctx.globalAlpha = 1;
-      }
-      if (Number.isFinite(threshold)) {
+      });
+    };
+  }
+
+  // Over the grid: a threshold is often a round number, and would be hidden by the line of one.
+  function thresholdLine(figure) {
+    const threshold = Number(figure.dataset.threshold ?? NaN);
+    return (plot) => {
+      if (!Number.isFinite(threshold)) return;
+      clipped(plot, (ctx, bbox) => {
         const y = Math.round(plot.valToPos(threshold, "y", true)) + 0.5;
         ctx.strokeStyle = colour("--error");
         ctx.setLineDash([6, 4]);
@@ -75,8 +88,7 @@
           ctx.font = `${11 * devicePixelRatio}px system-ui`;
           ctx.fillText(figure.dataset.thresholdName, bbox.left + 6, y + 13 * devicePixelRatio);
         }
-      }
-      ctx.restore();
+      });
     };
   }
 
@@ -143,7 +155,8 @@
       ],
       bands: band ? [{ series: [2, 1], fill: colour("--line") }] : undefined,
       hooks: {
-        drawClear: [marks(figure)],
+        drawClear: [judgedSteps(figure)],
+        drawAxes: [thresholdLine(figure)],
         setCursor: [(plot) => spans.forEach((span, i) => { span.textContent = plot.cursor.idx === null ? "" : short(plot.data[i + 1][plot.cursor.idx]); })],
       },
     };
