@@ -35,7 +35,7 @@ def test_the_catalogue_is_the_folder() -> None:
         (b"hello\n", "no log that can be read"),
         (b"\x7fELF\x02\x01", "no log that can be read"),
         (b"\xff\xfes\x00t\x00", "UTF-16"),
-        (gzip.compress(b"step,x\n"), "gzip"),
+        (gzip.compress(b"step,x\n", mtime=0), "gzip"),  # the time would be part of the name of the test
         (b"PAR1....", "read_parquet"),
         (b"PK\x03\x04", "zip"),
         (b"import os, sys\nos.getpid(), 1\n", r"(?s)which step.*--step NAME"),
