@@ -125,3 +125,13 @@ def test_wrong_use(asked: list[str], said: str, tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = CliRunner().invoke(main, ["ablate", "--lang", "en", "--out", str(tmp_path / "file"), "--", "true"])
+    assert done.exit_code == 2
+    assert "The folder of an ablation cannot be written" in done.output
+    assert (tmp_path / "file").read_text() == "mine"
+    nowhere = tmp_path / "file" / "below"
+    assert CliRunner().invoke(main, ["ablate", "--lang", "en", "--out", str(nowhere), "--", "true"]).exit_code == 2

@@ -106,20 +106,19 @@ class Local:
             return Outcome(trial, failure)
 
     def _attempt(self, plan: Plan, trial: Trial, device: str | None) -> str | None:
-        run, output = plan.attempt(trial)
-        environment = {**os.environ, **plan.environment(trial, run)}
-        if device is not None:
-            environment[_DEVICES] = device
-        started = time.perf_counter()
         try:
+            run, output = plan.attempt(trial)
+            environment = {**os.environ, **plan.environment(trial, run)}
+            if device is not None:
+                environment[_DEVICES] = device
+            started = time.perf_counter()
             with open(output, "wb") as file, self._process(plan.command, environment, file.fileno()) as process:
                 code = process.wait()
-        except OSError as error:
-            return f"{plan.command[0]}: {error}"
-        if code:
-            return f"exit code {code}\n{tail(output)}".rstrip()
-        try:
+            if code:
+                return f"exit code {code}\n{tail(output)}".rstrip()
             plan.finish(trial, run, time.perf_counter() - started)
+        except OSError as error:  # no such program, no room on the disk
+            return f"{plan.command[0]}: {error}"
         except RunError as error:
             return f"the script ended, but its Doctor left no run here\n{error}\n{tail(output)}".rstrip()
         return None

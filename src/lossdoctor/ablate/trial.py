@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossdoctor.errors import RunError, UsageError, mismatch
+from lossdoctor.errors import RunError, RunWriteError, UsageError, mismatch
 from lossdoctor.store import Run
 
 SCHEMA = "lossdoctor/ablation@1"
@@ -53,21 +53,29 @@ class Plan:
     every: int
 
     def claim(self) -> None:
-        """Make the folder this plan's. Raises UsageError when it holds the trials of another command or length."""
+        """Make the folder this plan's.
+
+        Raises UsageError when it holds the trials of another command or length, RunWriteError when it cannot be
+        written.
+        """
         own = {"schema": SCHEMA, "command": list(self.command), "steps": self.steps, "every": self.every}
         file = self.home / _PLAN
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            there = None
-        except ValueError as error:
-            raise UsageError(_foreign(self.home, "a file that is no JSON", own)) from error
-        if there is None:
-            if self.home.exists() and any(self.home.iterdir()):
-                raise UsageError(_foreign(self.home, "other files", own))
             self.home.mkdir(parents=True, exist_ok=True)
-            _write(file, own)
-        elif there != own:
+            if not file.exists():
+                if any(self.home.iterdir()):
+                    raise UsageError(_foreign(self.home, "other files", own))
+                _write(file, own)
+            there = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            got = f"{self.home}: {error.strerror or error}"
+            rule = "The folder of an ablation cannot be written."
+            raise RunWriteError(mismatch(rule, "a folder to write in", got, "name another with --out")) from error
+        except ValueError as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(_foreign(self.home, "a file that is no JSON", own)) from error
+        if there != own:
             raise UsageError(_foreign(self.home, json.dumps(there, ensure_ascii=False), own))
 
     def environment(self, trial: Trial, run: Path) -> dict[str, str]:
