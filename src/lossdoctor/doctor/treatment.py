@@ -29,7 +29,6 @@ class _Change:
     """The last one that was told. losses: their medians before it. wait: measured steps until it is judged."""
 
     before: Factors
-    after: Factors
     losses: Mapping[str, float]
     step: int
     wait: int = JUDGED_AFTER
@@ -101,7 +100,7 @@ class Treatment:
         if not moved or self._open is not None:
             return
         after = {name: self.factors.get(name, 1.0) for name in seen.names}
-        self._open = _Change(told, after, {name: _middle(self._seen[name]) for name in seen.names}, seen.step)
+        self._open = _Change(told, {name: _middle(self._seen[name]) for name in seen.names}, seen.step)
         self._told = after
         self.out.event(
             "balance",
@@ -121,7 +120,7 @@ class Treatment:
         falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind in _MEANT_TO_FALL]
         hurt = [name for name in falling if now[name] > WORSE * max(change.losses.get(name, math.inf), 1e-12)]
         if not hurt and change.wait > 1:
-            self._open = _Change(change.before, change.after, change.losses, change.step, change.wait - 1)
+            self._open = _Change(change.before, change.losses, change.step, change.wait - 1)
             return False
         self._open = None
         verdict = "rolled back" if hurt else "kept"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lossdoctor.probe.experiment import Experiment, Rates, current, rates
@@ -33,12 +33,6 @@ class Trial:
     def balance(self) -> str | None:
         """The balancer the arm asks for."""
         return next((change.target for change in self.experiment.arm.of("balance")), None)
-
-    def weights(
-        self, losses: Iterable[str], weights: Mapping[str, float | Tensor], step: int
-    ) -> dict[str, float | Tensor]:
-        """See `Experiment.weights`."""
-        return self.experiment.weights(losses, weights, step)
 
     def stepped(self) -> bool:
         """Count a step; whether it was the last. Raises UsageError after the first for what the script lacks."""

@@ -70,14 +70,10 @@ def same_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 @contextlib.contextmanager
 def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode inside, for the modules and everything in them; each one's own mode afterwards."""
-    before = [(module, module.training) for module in every_module(modules)]
-    for module in modules:
-        module.eval()
-    try:
+    with same_modes(modules):
+        for module in modules:
+            module.eval()
         yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Message, say
-from lossdoctor.rules.view import RunView
+from lossdoctor.rules.finding import Evidence, Message, say
+from lossdoctor.rules.view import RunView, middle, span
 
 DATA = (("flow.z1",), ("flow.v_target",), ("posterior.mu", "distill.teacher_logits"))
 """What shows the data, the surest first. The last ones come from weights that change, so the same few conditions on
@@ -31,6 +34,17 @@ def told(run: RunView, name: str) -> Series:
 def often(curve: Series) -> float:
     """In which share of the steps ranks have the same; 0 for an empty curve."""
     return float(np.count_nonzero(curve.values)) / len(curve) if len(curve) else 0.0
+
+
+def facts(run: RunView, curve: Series, names: Iterable[str]) -> dict[str, Any]:
+    """What a sentence about a curve says, the same inputs being those of `names`."""
+    told_of = {"percent": 100 * middle(curve), "size": size(run), "inputs": ", ".join(names)}
+    return {**told_of, "steps": 100 * often(curve), "count": len(curve), **span(curve)}
+
+
+def evidence(curves: Mapping[str, Series]) -> tuple[Evidence, ...]:
+    """Curves of the same inputs, by name, each held against 0."""
+    return tuple(Evidence(f"ranks/same/{name}", middle(one), 0.0, **span(one)) for name, one in curves.items())
 
 
 def data(run: RunView, least: int) -> dict[str, Series]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Message, Outcome, Skipped, say
+from lossdoctor.rules.finding import Cause, Clear, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit
-from lossdoctor.rules.ranks import data, often, one_rank, size
+from lossdoctor.rules.ranks import data, evidence, facts, often, one_rank
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.view import RunView, middle, span
+from lossdoctor.rules.view import RunView
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,8 @@ class RanksShareData(Rule):
             return Clear()
         curve = min(curves.values(), key=often)
         finding = self.finding(
-            say(
-                "rule.RNK001",
-                percent=100 * middle(curve),
-                size=size(run),
-                inputs=", ".join(curves),
-                steps=100 * often(curve),
-                count=len(curve),
-                **span(curve),
-            ),
-            evidence=tuple(
-                Evidence(f"ranks/same/{name}", middle(one), 0.0, **span(one)) for name, one in curves.items()
-            ),
+            say("rule.RNK001", **facts(run, curve, curves)),
+            evidence=evidence(curves),
             causes=(Cause("data-not-sharded"), Cause("one-seed-for-all")),
             fixes=(edit("shard_data"), edit("seed_ranks")),
             certainty="likely",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Message, Outcome, Skipped, say
+from lossdoctor.rules.finding import Cause, Clear, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import edit
-from lossdoctor.rules.ranks import data, often, one_rank, size, told
+from lossdoctor.rules.ranks import data, evidence, facts, often, one_rank, told
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.view import RunView, middle, span
+from lossdoctor.rules.view import RunView
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,8 @@ class RanksShareNoise(Rule):
             return Clear()
         curve = max(same.values(), key=often)
         finding = self.finding(
-            say(
-                "rule.RNK002",
-                percent=100 * middle(curve),
-                size=size(run),
-                inputs=", ".join(same),
-                steps=100 * often(curve),
-                count=len(curve),
-                **span(curve),
-            ),
-            evidence=tuple(Evidence(f"ranks/same/{name}", middle(one), 0.0, **span(one)) for name, one in same.items()),
+            say("rule.RNK002", **facts(run, curve, same)),
+            evidence=evidence(same),
             causes=(Cause("one-seed-for-all"),),
             fixes=(edit("seed_ranks"),),
             certainty="likely",
