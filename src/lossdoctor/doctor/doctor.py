@@ -22,10 +22,11 @@ from torch.optim import Optimizer
 
 from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.doctor.examination import Examination, Patient, randomness
+from lossdoctor.doctor.examination import Examination, randomness
 from lossdoctor.doctor.live import LiveDiagnosis, told
 from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.doctor.patient import Patient
 from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.doctor.trial import trial_of

@@ -20,9 +20,10 @@ import numpy as np
 from torch import Tensor
 
 from lossdoctor import linalg
-from lossdoctor.doctor.examination import Examination, Patient
+from lossdoctor.doctor.examination import Examination
 from lossdoctor.doctor.likeness import Likeness, counted, differing, distance
 from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.doctor.patient import Patient
 from lossdoctor.metrics.reading import to_host
 from lossdoctor.probe.agreement import averaged, layout, reduced
 from lossdoctor.probe.imprints import imprints, sketched
