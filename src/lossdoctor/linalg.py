@@ -6,6 +6,7 @@ Everything is accumulated from chunks, so that nothing the size of the model is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,13 +17,13 @@ Pieces = Sequence["Tensor | None"]
 
 
 def _chunk_size(device: torch.device) -> int:
-    # Small enough for float32 accumulation on a CPU (2^18 elements: about 1e-6), large enough to keep a GPU busy.
-    return 2**18 if device.type == "cpu" else 2**24
+    # Small enough for float32 accumulation and for a core's cache to hold all rows, large enough to keep a GPU busy.
+    return 2**16 if device.type == "cpu" else 2**24
 
 
 def _small(device: torch.device) -> int:
     # Below this a call costs more than copying the piece next to others.
-    return 2**16 if device.type == "cpu" else 2**18
+    return 2**12 if device.type == "cpu" else 2**18
 
 
 def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,23 +133,37 @@ def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -
     Returns (R + C, R + C), float64, on the device of the pieces (CPU when every piece is None).
     """
     total = len(rows) + len(combinations)
+    pairs = list(itertools.combinations_with_replacement(range(total), 2))
+    place = {pair: n for n, pair in enumerate(pairs)}
+    sums = inner(rows, pairs, combinations)
+    both = [[place[min(i, j), max(i, j)] for j in range(total)] for i in range(total)]
+    return sums[torch.tensor(both, dtype=torch.int64, device=sums.device).reshape(total, total)]
+
+
+def inner(
+    rows: Sequence[Pieces], pairs: Sequence[tuple[int, int]], combinations: Sequence[Sequence[float]] = ()
+) -> Tensor:
+    """The entries `pairs` of `gram(rows, combinations)` alone: (len(pairs),), float64."""
     device = next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
-    terms: dict[tuple[int, int], list[Tensor]] = {}
+    terms: list[list[Tensor]] = [[] for _ in pairs]
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for chunk in _chunks(rows):
             vectors = [*chunk, *(_combine(chunk, coefficients) for coefficients in combinations)]
-            for i in range(total):
-                for j in range(i, total):
-                    a, b = vectors[i], vectors[j]
-                    if a is not None and b is not None:
-                        terms.setdefault((i, j), []).append(torch.dot(a, b).double())
-        result = torch.zeros(total, total, dtype=torch.float64, device=device)
-        if terms:
-            sums = torch.stack([torch.stack([t.to(device) for t in parts]).sum() for parts in terms.values()])
-            left, right = (torch.tensor(index, device=device) for index in zip(*terms, strict=True))
-            result[left, right] = sums
-            result[right, left] = sums
-    return result
+            for (i, j), found in zip(pairs, terms, strict=True):
+                a, b = vectors[i], vectors[j]
+                if a is not None and b is not None:
+                    found.append(torch.dot(a, b))
+        every = [term for found in terms for term in found]
+        if not every:
+            return torch.zeros(len(pairs), dtype=torch.float64, device=device)
+        # Summed one pair after the other: additions to one place in no order would differ in their last bits.
+        each = torch.split(_stacked(every, device), [len(found) for found in terms])
+        return torch.stack([part.sum() for part in each])
+
+
+def _stacked(terms: Sequence[Tensor], device: torch.device) -> Tensor:
+    alike = all(term.dtype == terms[0].dtype and term.device == device for term in terms)
+    return torch.stack([term if alike else term.double().to(device) for term in terms]).double()
 
 
 def _combine(chunk: Sequence[Tensor | None], coefficients: Sequence[float]) -> Tensor | None:
@@ -166,30 +181,12 @@ def _combine(chunk: Sequence[Tensor | None], coefficients: Sequence[float]) -> T
 
 def squares(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -> Tensor:
     """Squared lengths of R vectors and C combinations, as `gram` has them on its diagonal: (R + C,), float64."""
-    device = next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
-    terms: list[list[Tensor]] = [[] for _ in range(len(rows) + len(combinations))]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for chunk in _chunks(rows):
-            for r, vector in enumerate([*chunk, *(_combine(chunk, coefficients) for coefficients in combinations)]):
-                if vector is not None:
-                    terms[r].append(torch.dot(vector, vector).double().to(device))
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        return torch.stack([torch.stack(parts).sum() if parts else zero for parts in terms])
+    return inner(rows, [(r, r) for r in range(len(rows) + len(combinations))], combinations)
 
 
 def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:
     """<row_r, vector> for each of R rows cut into the same pieces as `vector`. Returns (R,), float64."""
-    device = next((piece.device for piece in vector if piece is not None), torch.device("cpu"))
-    terms: list[list[Tensor]] = [[] for _ in rows]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for *parts, other in _chunks([*rows, vector]):
-            for r, part in enumerate(parts):
-                if part is not None and other is not None:
-                    terms[r].append(torch.dot(part, other).double().to(device))
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        return (
-            torch.stack([torch.stack(parts).sum() if parts else zero for parts in terms]) if terms else zero[None][:0]
-        )
+    return inner([*rows, vector], [(r, len(rows)) for r in range(len(rows))])
 
 
 def gained(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]], known: Tensor) -> Tensor:
@@ -224,10 +221,13 @@ def norms(pieces: Sequence[Tensor]) -> Tensor:
     if not pieces:
         return torch.zeros(0)
     with torch.no_grad():
+        wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in pieces)
+        dtype = torch.float64 if wide else torch.float32
+        if all(piece.device.type == "cpu" for piece in pieces):
+            flat = [flattened(piece, dtype) for piece in pieces]
+            return torch.stack([torch.dot(vector, vector) for vector in flat]).sqrt()  # in half the time
         dense = [piece.coalesce().to_dense() if piece.is_sparse else piece.detach() for piece in pieces]
         dense = [torch.view_as_real(piece) if piece.is_complex() else piece for piece in dense]
-        wide = any(piece.dtype == torch.float64 for piece in dense)
-        dtype = torch.float64 if wide else torch.float32
         return torch.stack([n.to(dense[0].device) for n in torch._foreach_norm(dense, 2, dtype=dtype)])
 
 

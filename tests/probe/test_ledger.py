@@ -106,6 +106,107 @@ def test_modules_add_up_and_a_derived_loss_is_exactly_silent_where_it_does_not_r
     assert found.reached["trunk"] == (True, True, True)
 
 
+class Entered(torch.autograd.Function):
+    """The identity, which counts how often a backward came through."""
+
+    count = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        Entered.count += 1
+        return grad
+
+
+class OwnBranch(Three):
+    """Like `Three`, with a branch that only one loss goes through, as a student that sees pictures has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(6, 12), nn.SiLU(), nn.Linear(12, 5))
+        self.shares = False
+
+    def losses(self, x: Tensor) -> dict[str, Tensor]:
+        found = super().losses(x)
+        seen = Entered.apply(self.student(x)) if x.dtype == torch.float32 else self.student(x)
+        found["dino"] = found["dino"] - seen.log_softmax(-1)[:, 1].mean()
+        if self.shares:
+            found["kl"] = found["kl"] + seen.square().mean()
+        return found
+
+
+def test_a_pass_stops_where_one_loss_is_alone() -> None:
+    model, linearity, batches = OwnBranch(), Linearity(), [torch.randn(9, 6)]
+    heads = ["dino_head", "student", "flow_head"]
+    counts = []
+    for _ in range(2):
+        Entered.count = 0
+        linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+        ledger, found, _ = one_step(model, batches, WEIGHTS, linearity, heads=heads)
+        counts.append(Entered.count)
+        assert_same(found.gram[""], expected_gram(model, batches, WEIGHTS))
+        assert_same(sum(g for m, g in found.gram.items() if m), found.gram[""])
+        assert found.reached["student"] == found.reached["dino_head"] == (False, False, True)
+        assert found.reached["flow_head"] == (True, False, False)
+    assert counts == [2, 1], "the pass of dino, and the real backward; then the real one alone"
+    names = [n for n, _ in model.named_parameters()]
+    rows = dict(zip(names, ledger.rows["dino"], strict=True))
+    assert {n.split(".")[0] for n, g in rows.items() if g is not None} == {"trunk"}
+
+
+def test_a_branch_that_a_second_loss_enters_later_is_still_right() -> None:
+    """Between micro-batches of one step, and between steps: who else reaches it is measured there."""
+    model, linearity = OwnBranch(), Linearity()
+    batches = [torch.randn(9, 6), torch.randn(9, 6)]
+    one_step(model, batches, WEIGHTS, linearity)
+    linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+    model.shares = True
+    _, found, error = one_step(model, batches, WEIGHTS, linearity, heads=["student"])
+    assert error is None
+    assert_same(found.gram[""], expected_gram(model, batches, WEIGHTS))
+    assert found.reached["student"] == (False, True, True)
+
+
+def test_a_loss_without_weight_is_measured_where_it_is_alone() -> None:
+    model, linearity, batch = OwnBranch(), Linearity(), [torch.randn(9, 6)]
+    weights = {**WEIGHTS, "dino": 0.0}
+    for _ in range(3):
+        _, found, _ = one_step(model, batch, weights, linearity)
+        assert_same(found.gram[""], expected_gram(model, batch, weights))
+
+
+def test_losses_that_share_nothing_need_no_pass_at_all() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.a, self.b, self.c = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {name: getattr(self, name)(x).square().mean() for name in "abc"}
+
+    model, linearity, batch, weights = Apart(), Linearity(), [torch.randn(9, 6)], {"a": 1.0, "b": 0.1, "c": -2.0}
+    for _ in range(2):
+        ledger, found, _ = one_step(model, batch, weights, linearity)
+        assert_same(found.gram[""], expected_gram(model, batch, weights))
+        assert found.measured == (True, True, True)
+    assert not any(piece is not None for row in ledger.rows.values() for piece in row)
+
+
+def test_descent_where_a_loss_is_alone() -> None:
+    model, linearity, batch = OwnBranch(), Linearity(), [torch.randn(9, 6)]
+    one_step(model, batch, WEIGHTS, linearity)
+    linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
+    ledger, found, _ = one_step(model, batch, WEIGHTS, linearity)
+    decrease = [torch.randn_like(p) for p in model.parameters()]
+    flat = torch.cat([d.reshape(-1) for d in decrease]).double()
+    wanted = torch.stack([obvious(model, batch, name) @ flat for name in WEIGHTS])
+    torch.testing.assert_close(ledger.descent([d.reshape(-1) for d in decrease], found), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-5])
 def test_a_gradient_that_rounding_would_drown_is_measured_directly(weight: float) -> None:
     model, linearity, batch = Three(), Linearity(), [torch.randn(9, 6)]

@@ -29,17 +29,19 @@ _SAME = 1e-5
 def layout(ledger: Ledger) -> Layout:
     """What this rank has measured.
 
-    `losses`: name to weight. `derived`: the loss without a pass. `parameters`: digest of all shapes and dtypes. `rows`,
-    `lost`: which parameters each vector has a piece for. `sketched`: the parameters whose pieces are sketches. `total`:
-    fingerprint of the total gradient, and the length of what is only known as a sketch of it, since how a product is
-    summed may depend on where in memory it begins. `seconds`: of each pass.
+    `losses`: name to weight. `derived`: the loss without a pass; `owners`: digest of where else one has none.
+    `parameters`: digest of all shapes and dtypes. `rows`, `lost`: which parameters each vector has a piece for.
+    `sketched`: the parameters whose pieces are sketches. `total`: fingerprint of the total gradient, and the length of
+    what is only known as a sketch of it, since how a product is summed may depend on where in memory it begins.
+    `seconds`: of each pass.
     """
     sketched = ledger.sketched
     shapes = [(tuple(p.shape), str(p.dtype)) for p in ledger.where.parameters]
     return {
         "losses": ledger.losses,
         "derived": ledger.derived,
-        "parameters": hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
+        "owners": _digest(ledger.owners),
+        "parameters": _digest(shapes),
         "rows": {name: _bits(row) for name, row in ledger.rows.items()},
         "lost": _bits([ledger.lost.get(i) for i in range(len(shapes))]),
         "sketched": sorted(sketched),
@@ -72,7 +74,7 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     if any(one["losses"].keys() != losses.keys() for one in layouts):
         # Each rank would choose the loss to leave out among its own.
         linearity.derives = False
-    for what in ("parameters", "derived", "sketched"):
+    for what in ("parameters", "derived", "owners", "sketched"):
         if any(one[what] != first[what] for one in layouts):
             linearity.age = CALIBRATE_EVERY  # all losses get a pass next time, on every rank
             return Apart(what)
@@ -96,7 +98,7 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     ledger.losses = losses
     ledger.lost = {i: piece for i, piece in enumerate(lost) if piece is not None}
     ledger.seconds = _mean_seconds(layouts)
-    ledger.calibrating = ledger.derived is None and len(names) > 1 and not ledger.foreign_backward
+    ledger.calibrating = ledger.everywhere and len(names) > 1 and not ledger.foreign_backward
     return None
 
 
@@ -138,6 +140,10 @@ def _mean_seconds(layouts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name, seconds in one["seconds"].items():
             each.setdefault(name, []).append(seconds)
     return {name: sum(found) / len(found) for name, found in each.items()}
+
+
+def _digest(facts: object) -> str:
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def _bits(pieces: linalg.Pieces) -> str:

@@ -6,7 +6,7 @@ a reentrant checkpoint), the pass is one, with `.grad` taken away before and put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +39,11 @@ class ExtraPass:
     ordinary: bool = False
 
     def gradients(
-        self, loss: Tensor, z1: Tensor | None, differentiate: Differentiate
+        self, loss: Tensor, z1: Tensor | None, differentiate: Differentiate, skipped: Collection[int] = ()
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """The gradient in every parameter, None where unused, and in z1 where asked for and an ordinary graph has it.
 
+        skipped: indices of parameters that need none: an ordinary pass goes no further than the others ask.
         Raises PassError when a parameter moved during the pass, or when a function wrote into `.grad` by itself.
         """
         versions = [p._version for p in self.parameters]
@@ -50,9 +51,13 @@ class ExtraPass:
             if self.ordinary:
                 found, of_z1 = by_backward(loss, self.parameters), None
             else:
-                inputs: list[Tensor] = list(self.parameters) if z1 is None else [*self.parameters, z1]
-                found = self._unwritten(loss, inputs, differentiate)
-                of_z1 = None if z1 is None else found.pop()
+                asked = [i for i in range(len(self.parameters)) if i not in skipped]
+                inputs = [*(self.parameters[i] for i in asked), *([] if z1 is None else [z1])]
+                got = self._unwritten(loss, inputs, differentiate) if inputs else []
+                of_z1 = None if z1 is None else got.pop()
+                found = [None] * len(self.parameters)
+                for i, gradient in zip(asked, got, strict=True):
+                    found[i] = gradient
         if versions != [p._version for p in self.parameters]:
             raise PassError(
                 mismatch(

@@ -2,8 +2,9 @@
 
 K losses, total g = sum_i w_i g_i. The real backward gives g. All losses but the most expensive one get an extra pass
 with `torch.autograd.grad`; the last follows by linearity, g_k = (g - sum_{i != k} w_i g_i) / w_k, unless rounding would
-drown it. How exact linearity is depends on the model (autocast rounds each pass anew), so it is measured: on the first
-due step, and now and then later, every loss gets a pass and |g - sum_i w_i g_i| is recorded.
+drown it. Where a single loss reaches a parameter, that is g / w_k, so that a pass does not go there either: it stops at
+what the losses share. How exact linearity is depends on the model (autocast rounds each pass anew), so it is measured:
+on the first due step, and now and then later, every loss gets a pass everywhere and |g - sum_i w_i g_i| is recorded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ TOLERATED = 1e-3
 """Largest predicted relative error of a derived gradient."""
 CALIBRATE_EVERY = 20
 """Due steps between two measurements of the linearity error."""
+Owners = tuple["str | None", ...]
+"""Per parameter the loss whose gradient there follows from the total, without a pass; () when there is none."""
 
 
 @dataclass(slots=True)
@@ -49,12 +52,27 @@ class Linearity:
     age: int = 0
     derives: bool = True
 
-    def left_out(self, weights: Mapping[str, float], where: ParameterMap) -> str | None:
-        """The most expensive loss whose gradient can be derived accurately; None when all are to be measured."""
+    def plan(self, weights: Mapping[str, float], where: ParameterMap) -> tuple[str | None, Owners]:
+        """The loss left out of the passes, and what else is; (None, ()) when all are to be measured everywhere."""
         known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
         same = self.parameters == tuple(map(id, where.parameters))
         if len(weights) < 2 or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
-            return None
+            return None, ()
+        return self._left_out(weights), self._owners(weights, len(where.parameters))
+
+    def _owners(self, weights: Mapping[str, float], size: int) -> Owners:
+        """Per parameter the only loss that reaches it. With one term in the sum nothing can cancel."""
+        owners: list[str | None] = [None] * size
+        if 2.0 * (self.error or 0.0) > TOLERATED:
+            return ()
+        for p in range(size):
+            reaching = [name for name in weights if self.reach[name][p]]
+            if len(reaching) == 1 and weights[reaching[0]] != 0.0:
+                owners[p] = reaching[0]
+        return tuple(owners) if any(owners) else ()
+
+    def _left_out(self, weights: Mapping[str, float]) -> str | None:
+        """The most expensive loss whose gradient can be derived accurately."""
         accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
         return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
 
@@ -73,7 +91,7 @@ class Linearity:
         ids = tuple(map(id, ledger.where.parameters))
         if ids != self.parameters:
             self.parameters, self.reach = ids, {}
-        self.reach.update({name: tuple(g is not None for g in row) for name, row in ledger.rows.items()})
+        self.reach.update({name: ledger.reached_by(name) for name in ledger.rows})
         if error is not None:
             # Float32 can agree by luck (two losses that share no parameter): never trust more than its rounding.
             self.error, self.age = max(error, 1e-7), 0
@@ -100,6 +118,7 @@ class Ledger:
     rows: dict[str, list[Tensor | None]] = field(default_factory=dict)
     source_gradient: Tensor | None = None
     derived: str | None = None
+    owners: Owners = ()
     calibrating: bool = False
     scale: Tensor | None = None
     foreign_backward: bool = False
@@ -156,13 +175,14 @@ class Ledger:
         if not self._planned:
             self._planned = True
             self.scale, self.foreign_backward = scale, foreign_backward
-            choice = (
-                None
+            choice, owners = (
+                (None, ())
                 if foreign_backward or hooked(self.where.parameters)
-                else self.linearity.left_out({name: weights[name] for name in live}, self.where)
+                else self.linearity.plan({name: weights[name] for name in live}, self.where)
             )
             self.derived = None if choice == z1_loss and z1 is not None else choice
-            self.calibrating = self.derived is None and len(live) > 1 and not foreign_backward
+            self.owners = () if ordinary or self.sketch is not None else owners
+            self.calibrating = self.everywhere and len(live) > 1 and not foreign_backward
         self.losses.update({name: float(weights[name]) for name in losses})
         with same_buffers(modules):
             for name, loss in live.items():
@@ -180,12 +200,30 @@ class Ledger:
     ) -> None:
         started = time.perf_counter()
         scaled = loss if self.scale is None else loss * self.scale
-        found, of_z1 = one_pass.gradients(scaled, z1, differentiate)
+        skipped = frozenset(p for p, owner in enumerate(self.owners) if owner == name)
+        found, of_z1 = one_pass.gradients(scaled, z1, differentiate, skipped)
         if self.sketch is not None and one_pass.ordinary:
             found = [self.sketch.held(i, g) for i, g in enumerate(found)]
         self.seconds[name] = time.perf_counter() - started
         self.source_gradient = self.source_gradient if z1 is None else of_z1
         self.rows[name] = _added(self.rows.get(name), found)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every loss has a pass to every parameter it reaches, so that nothing follows from the total."""
+        return self.derived is None and not self.owners
+
+    def reached_by(self, name: str) -> tuple[bool, ...]:
+        """Per parameter whether this loss, which had a pass, reaches it; where it had none, as it was found before."""
+        found = tuple(g is not None for g in self.rows[name])
+        return tuple(f or o == name for f, o in zip(found, self.owners, strict=True)) if self.owners else found
+
+    def _of_total(self, p: int) -> str | None:
+        """The loss whose gradient in parameter p follows from the total, None where there is none."""
+        if self.owners and self.owners[p] is not None:
+            return self.owners[p]
+        there = self.derived is not None and self.linearity.reach[self.derived][p]
+        return self.derived if there else None
 
     @property
     def composed(self) -> bool:
@@ -265,38 +303,37 @@ class Ledger:
         names, weights = tuple(self.losses), list(self.losses.values())
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
         rows = [self.rows.get(name, silent) for name in names]
-        k, extra = len(names), self._combination()
+        k, residual = len(names), [[*(-weight for weight in weights), 1.0]] if self.calibrating else []
         parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
-        for (labels, derived_reaches, alone), indices in self._groups(rows).items():
+        for (labels, follows, alone), indices in self._groups(rows).items():
             pieces = [[row[i] for i in indices] for row in (*rows, self.total)]
-            combination = [extra if derived_reaches else [0.0] * (k + 1)] if extra else []
+            combination = residual if follows is None else [self._rest(follows)]
             touched = tuple(
-                derived_reaches if name == self.derived else any(p is not None for p in row)
-                for name, row in zip(names, pieces[:k], strict=True)
+                name == follows or any(p is not None for p in row) for name, row in zip(names, pieces[:k], strict=True)
             )
             part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
             part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
+            if follows is not None:
+                order = [k + 1 if name == follows else i for i, name in enumerate(names)] + [k]
+                part = part[order][:, order]
             parts.append((labels, part, touched))
         if self.summed is not None:
             sums = self.summed([part for _, part, _ in parts])
             parts = [(labels, part, touched) for (labels, _, touched), part in zip(parts, sums, strict=True)]
-        size = k + 1 + bool(extra)
+        size = k + 1 + len(residual)
         whole = _sum([g for _, g, _ in parts], size)
         grams = {"": whole}
         reached = {"": _any([t for _, _, t in parts], k)}
         for module in self.where.modules():
             grams[module] = _sum([g for labels, g, _ in parts if module in labels], size)
             reached[module] = _any([t for labels, _, t in parts if module in labels], k)
-        order = list(range(k + 1))
-        if self.derived is not None:
-            order[names.index(self.derived)] = k + 1
         unit = self._unit(whole, weights)
         accumulated = self._accumulated(whole)
         self._seen = []  # a gradient that is set to None must not live on here
         gradients = Gradients(
             names=names,
             weights=torch.tensor(weights, dtype=torch.float64, device=whole.device),
-            gram={module: g[order][:, order] * unit for module, g in grams.items()},
+            gram={module: g[: k + 1, : k + 1] * unit for module, g in grams.items()},
             measured=tuple(name in self.rows or name == self.derived for name in names),
             reached=reached,
             derived=self.derived,
@@ -316,22 +353,18 @@ class Ledger:
     def _sketched_modules(self) -> frozenset[str]:
         return frozenset(label for i in self.sketched for label in ("", *self.where.labels[i]))
 
-    def _combination(self) -> list[float]:
-        """Coefficients over the losses and the total: of the derived gradient, or of the linearity residual."""
-        if self.derived is not None:
-            w = self.losses[self.derived]
-            return [*(-weight / w if name in self.rows else 0.0 for name, weight in self.losses.items()), 1.0 / w]
-        return [*(-weight for weight in self.losses.values()), 1.0] if self.calibrating else []
+    def _rest(self, name: str) -> list[float]:
+        """Coefficients over the losses and the total of what is left for `name`: its gradient, where it had no pass."""
+        w = self.losses[name]
+        return [*(0.0 if other == name else -weight / w for other, weight in self.losses.items()), 1.0 / w]
 
-    def _groups(self, rows: Sequence[linalg.Pieces]) -> dict[tuple[tuple[str, ...], bool, bool], list[int]]:
-        """Parameters that are reported together, by labels, whether the derived loss reaches them, and whether no
-        measured loss does: there the total alone is known."""
-        always = [True] * len(self.where.parameters)
-        reach = always if self.derived is None else self.linearity.reach[self.derived]
-        groups: dict[tuple[tuple[str, ...], bool, bool], list[int]] = {}
-        for index, (labels, reaches) in enumerate(zip(self.where.labels, reach, strict=True)):
+    def _groups(self, rows: Sequence[linalg.Pieces]) -> dict[tuple[tuple[str, ...], str | None, bool], list[int]]:
+        """Parameters that are reported together: by labels, by the loss that follows from the total there, and by
+        whether no loss was measured there: then the total alone is known."""
+        groups: dict[tuple[tuple[str, ...], str | None, bool], list[int]] = {}
+        for index, labels in enumerate(self.where.labels):
             alone = all(row[index] is None for row in rows)
-            groups.setdefault((labels, reaches, alone), []).append(index)
+            groups.setdefault((labels, self._of_total(index), alone), []).append(index)
         return groups
 
     def _gram_of_total(self, total: linalg.Pieces, combination: Sequence[Sequence[float]]) -> Tensor:
@@ -364,15 +397,19 @@ class Ledger:
     def descent(self, decrease: Sequence[Tensor | None], gradients: Gradients) -> Tensor:
         """-<theta_after - theta_before, g_i> for every loss, (K,); `decrease` is theta_before - theta_after."""
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
-        rows = [self.rows.get(name, silent) for name in gradients.names]
+        rows = [*(self.rows.get(name, silent) for name in gradients.names), self.total]
         if self.sketch is not None:
             decrease = [self.sketch.held(i, piece) for i, piece in enumerate(decrease)]
-        found = linalg.products([*rows, self.total], decrease)
-        each, total = found[:-1], found[-1]
-        if self.derived is not None:
-            k = gradients.names.index(self.derived)
-            weights = gradients.weights.to(found.device)
-            each[k] = (total - (weights * each).sum()) / weights[k]
+        groups: dict[str | None, list[int]] = {}
+        for p in range(len(silent)):
+            groups.setdefault(self._of_total(p), []).append(p)
+        each = torch.zeros(len(gradients.names), dtype=torch.float64, device=gradients.gram[""].device)
+        for follows, indices in groups.items():
+            found = linalg.products([[row[p] for p in indices] for row in rows], [decrease[p] for p in indices])
+            each = each + found[:-1].to(each)
+            if follows is not None:
+                rest = torch.tensor(self._rest(follows), dtype=each.dtype, device=each.device)
+                each[gradients.names.index(follows)] += found.to(each) @ rest
         each = each if self._rescaled is None else each * self._rescaled.to(each)
         return each if self.scale is None else each / self.scale.to(each)
 

@@ -15,6 +15,9 @@ from lossdoctor.probe.ledger import Ledger
 from lossdoctor.probe.parameters import ParameterMap, unwrapped
 from lossdoctor.probe.snapshot import Gradients, HeadUpdate, Shadow, Updates
 
+_ROUNDING = 1e-6
+"""Below this part of its terms a sum of squares is rounding."""
+
 
 @dataclass(slots=True)
 class UpdateWatch:
@@ -72,7 +75,7 @@ class UpdateWatch:
         if ledger is None or gradients is None:
             return Updates(heads=heads)
         decrease = [self.before.get(i) for i in range(len(self.where.parameters))]
-        pre, post = self._clip(ledger)
+        pre, post = self._clip(ledger, gradients)
         return Updates(
             heads=heads,
             names=gradients.names,
@@ -99,7 +102,7 @@ class UpdateWatch:
             weight_decay=weight_decay,
         )
 
-    def _clip(self, ledger: Ledger) -> tuple[Tensor | None, Tensor | None]:
+    def _clip(self, ledger: Ledger, gradients: Gradients) -> tuple[Tensor | None, Tensor | None]:
         """The gradient norm after backward and as the optimizers saw it, over the parameters that were stepped.
 
         Nothing for an optimizer in the backward: there is no moment between the two.
@@ -109,8 +112,10 @@ class UpdateWatch:
         both = [i for i in self._grad_norm if ledger.total[i] is not None]
         if not both:
             return None, None
-        pre = torch.linalg.vector_norm(ledger.lengths(both))
         post = torch.linalg.vector_norm(torch.stack([self._grad_norm[i] for i in both]))
+        if len(both) == sum(piece is not None for piece in ledger.total):
+            return gradients.gram[""][-1, -1].sqrt(), post  # of all parameters, known already
+        pre = torch.linalg.vector_norm(ledger.lengths(both))
         return (pre if ledger.scale is None else pre / ledger.scale.to(pre)), post
 
 
@@ -136,15 +141,19 @@ class ShadowWatch:
         if self._old is None:
             return None
         old, self._old = self._old, None
-        rows: list[linalg.Pieces] = [old, self.follower, *([] if self.live is None else [self.live])]
         # Differences are taken between vectors, as differences of squares would drown in rounding.
-        moved, gap, distance = [-1.0, 1.0], [-1.0, 0.0, 1.0], [0.0, -1.0, 1.0]
-        names = (
-            {"old": 0, "moved": 2} if self.live is None else {"old": 0, "live": 2, "moved": 3, "gap": 4, "distance": 5}
+        if self.live is None:
+            before, moved = linalg.squares([old, self.follower], [[-1.0, 1.0]])[[0, 2]]
+            return Shadow(old=before, moved=moved)
+        rows: list[linalg.Pieces] = [old, self.follower, self.live]
+        differences = [[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]]
+        before, live, moved, distance, common = linalg.inner(
+            rows, [(0, 0), (2, 2), (3, 3), (4, 4), (3, 4)], differences
         )
-        combinations = [moved] if self.live is None else [[*moved, 0.0], gap, distance]
-        squares = linalg.squares(rows, combinations)
-        return Shadow(**{name: squares[index] for name, index in names.items()})
+        # theta - ema_before = (theta - ema) + (ema - ema_before), so that its length needs no vector of its own.
+        gap = distance + 2.0 * common + moved
+        gap = torch.where(gap > _ROUNDING * (distance + moved), gap, 0.0)
+        return Shadow(old=before, moved=moved, live=live, distance=distance, gap=gap)
 
 
 def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:
