@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -718,6 +720,29 @@ def test_no_synchronisation_on_steps_that_are_not_due(model, monkeypatch: pytest
             ld.log(x=torch.tensor(1.0))
             doctor.backward(model.losses(torch.randn(8, 4)))
         assert asked == []
+
+
+def test_a_due_step_leaves_nothing_for_the_collector(model) -> None:
+    """What a step held, the gradients of every loss among it, is free once the step is over."""
+    optimizer = sgd(model)
+    with ld.Doctor(model, optimizer, heads={"a_head": model.a_head}, every=2, strict=True) as doctor:
+        one_step(doctor, model, optimizer)
+        one_step(doctor, model, optimizer)
+        gc.collect()
+        gc.disable()
+        try:
+            v = model.a_head(model.body(torch.randn(8, 4)))
+            ld.flow(v, torch.randn(8, 3), torch.rand(8), x_t=torch.randn(8, 3), velocity=lambda x, t, c: x)
+            doctor.backward({"a": v.square().mean(), "b": v.mean()})
+            rows = doctor._examination.ledger.rows.values()
+            held = weakref.ref(next(piece for row in rows for piece in row if piece is not None))
+            del rows
+            assert held() is not None
+            optimizer.step()
+            one_step(doctor, model, optimizer)
+            assert held() is None
+        finally:
+            gc.enable()
 
 
 def test_a_due_step_copies_to_the_host_once(model, monkeypatch: pytest.MonkeyPatch) -> None:

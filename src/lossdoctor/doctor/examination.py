@@ -214,7 +214,8 @@ class Examination:
             self.out.tell("shapes", "prototypes", distill.teacher_logits.shape[-1])
         self.snapshot = Snapshot(
             randomness=functools.partial(randomness, self.out.step),
-            undisturbed=lambda: neutrality.undisturbed(modules, self.capture.autocast),
+            # Bound, not a closure: one would hold this examination, and it all gradients, until the next collection.
+            undisturbed=functools.partial(neutrality.undisturbed, modules, self.capture.autocast),
             batch_coupled=neutrality.batch_coupled(modules),
             stochastic=neutrality.stochastic(modules),
             flow=flow,
