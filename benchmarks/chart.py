@@ -70,8 +70,8 @@ def _panel(panel: Panel) -> str:
         for x, low, middle, high in dots:
             parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}" stroke-opacity="0.6"/>')
             parts.append(f'<circle cx="{x:.1f}" cy="{middle:.1f}" r="3" fill="{colour}"/>')
-    names = " ".join(
-        f'<tspan dx="8" fill="{colour}">{escape(line.name)}</tspan>'
+    names = "\N{EN SPACE}".join(
+        f'<tspan fill="{colour}">{escape(line.name)}</tspan>'
         for line, colour in zip(panel.lines, COLOURS, strict=False)
     )
     parts.append(f'<text x="{right}" y="16" text-anchor="end">{names}</text>')

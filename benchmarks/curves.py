@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def page(by_parameters: list[Point], by_losses: list[Point], given: argparse.Nam
     limits = "" if cuda else "\n`--device cuda` measures the same on a GPU. It has not been run.\n"
     return f"""# Cost by size and by number of losses
 
-Written by `python benchmarks/curves.py{" --device cuda" if cuda else ""}`: {where}, torch {torch.__version__}.
+Written by `{shlex.join(["python", "benchmarks/curves.py", *sys.argv[1:]])}`:
+{where}, torch {torch.__version__}.
 A transformer of {BLOCKS} blocks, {given.tokens} tokens, K losses that all run through everything. A due step with
 gradients alone to measure, against the plain step (forward, backward, AdamW) of the same round: median (quartiles).
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import shlex
 import statistics
 import sys
 import warnings
@@ -122,19 +123,18 @@ def page(results: list[Result], size: Size, rounds: int, threads: int, device: t
     clock = "wall" if cuda else "processor"
     if cuda:
         how = "Memory is `torch.cuda.max_memory_allocated`, from before the model was made."
-        command = "python benchmarks/methods.py --device cuda"
         limits = ""
     else:
         how = (
             "Memory is the peak of the running sum of all allocations and releases that the profiler records, from\n"
             "before the model was made: parameters, optimizer state, activations, and what a way keeps between steps."
         )
-        command = "python benchmarks/methods.py"
         limits = "\n`--device cuda` measures a transformer of 113 M parameters on a GPU. It has not been run.\n"
     tables = "\n".join(table(one) for one in results)
     return f"""# Against other ways
 
-Written by `{command}`: {rounds} rounds, {where}, torch {torch.__version__}.
+Written by `{shlex.join(["python", "benchmarks/methods.py", *sys.argv[1:]])}`:
+{rounds} rounds, {where}, torch {torch.__version__}.
 A transformer of {size.blocks} blocks, {size.width} wide, {results[0].parameters / 1e6:.1f} M parameters, \
 {size.tokens} tokens, K losses with a small head each.
 Every loss runs through all of the trunk, which is the worst case for K losses.
@@ -184,11 +184,13 @@ def main() -> None:
     usual = SIZES[given.device]
     size = Size(given.width or usual.width, given.blocks or usual.blocks, given.tokens or usual.tokens)
     device = torch.device(given.device)
-    results = [measure(size, losses, given.rounds, device) for losses in given.losses]
-    text = page(results, size, given.rounds, given.threads, device)
+    results = []
+    for losses in given.losses:
+        results.append(measure(size, losses, given.rounds, device))
+        text = page(results, size, given.rounds, given.threads, device)
+        if given.write:  # as far as it is
+            given.write.write_text(text, encoding="utf-8")
     print(text)
-    if given.write:
-        given.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
