@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,11 +44,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(way: Step, x: Tensor) -> Took:
-    synchronize(x.device)
+CPU = torch.device("cpu")
+
+
+def timed(step: Callable[[], object], device: torch.device = CPU) -> Took:
+    synchronize(device)
     wall, processor = time.perf_counter(), time.process_time()
-    way.step(x)
-    synchronize(x.device)
+    step()
+    synchronize(device)
     return Took(time.perf_counter() - wall, time.process_time() - processor)
 
 
@@ -63,7 +67,7 @@ def interleaved(ways: Mapping[str, Step], draw: Callable[[], Tensor], rounds: in
         gc.collect()
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(timed(ways[name], x))
+            found[name].append(timed(partial(ways[name].step, x), x.device))
     return found
 
 
@@ -118,7 +122,7 @@ def _peaks_cpu(build: Callable[[], Step], x: Tensor, prepare: int, steps: int) -
     return found
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """Median (quartiles)."""
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.2f} ({low:.2f} - {high:.2f})"
+    return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"

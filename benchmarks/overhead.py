@@ -1,9 +1,10 @@
 """What watching costs, as ratios in one interleaved run.
 
-    python benchmarks/overhead.py [--rounds 40] [--threads 2] [--write docs/overhead.md]
+    python benchmarks/overhead.py [--rounds 40] [--batch 128 512] [--threads 2] [--write docs/overhead.md]
 
 Each round takes one training step of the reference system in each of these ways, one after the other, so that a machine
-that slows down slows them all; a ratio is taken within a round, and its median and quartiles over the rounds are shown.
+that slows down slows them all; a ratio is taken within a round, and its median and quartiles over the rounds are shown,
+by the wall's clock and in processor time of all threads. The first batch size is that of the reference system.
 
 plain      the weighted sum and its backward, no doctor
 off-due    with the doctor, a step that is not measured
@@ -18,13 +19,14 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from meter import Took, ratios, spread, timed
 from torch import Tensor, nn
 
 from lossdoctor.doctor import Doctor
@@ -39,8 +41,9 @@ WARM_UP = 5
 class Bench:
     """One reference system, trained in several ways by turns; every way does the same useful work."""
 
-    def __init__(self, folder: Path) -> None:
-        self.trainer = Trainer(ReferenceConfig())
+    def __init__(self, folder: Path, batch: int) -> None:
+        config = ReferenceConfig()
+        self.trainer = Trainer(replace(config, train=replace(config.train, batch=batch)))
         self.trainer.system.train()
         weights = self.trainer.config.weights
         self.weights = {"flow": weights.flow, "dino": weights.dino, "kl": weights.kl}
@@ -98,34 +101,28 @@ class Bench:
         self.finish()
 
 
-def hooked(bench: Bench, doctor: Doctor, step: Callable[[], None]) -> float:
-    """Seconds of one step with only this doctor's hooks on the optimizer."""
+def hooked(bench: Bench, doctor: Doctor, step: Callable[[], None]) -> Took:
+    """One step with only this doctor's hooks on the optimizer."""
     optimizer = bench.trainer.optimizer
     hooks = [
         optimizer.register_step_pre_hook(doctor._before_step),
         optimizer.register_step_post_hook(doctor._after_step),
     ]
-    seconds = timed(step)
+    took = timed(step)
     for hook in hooks:
         hook.remove()
-    return seconds
+    return took
 
 
-def timed(step: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
-
-
-def measure(rounds: int) -> dict[str, list[float]]:
+def measure(rounds: int, batch: int) -> dict[str, list[Took]]:
     """Seconds of each way in each round."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), batch)
         for doctor in (bench.full, bench.gradients):
             doctor._stepping.remove()
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Took]] = {}
         for number in range(WARM_UP + rounds):
-            ways: dict[str, Callable[[], float]] = {
+            ways: dict[str, Callable[[], Took]] = {
                 "plain": lambda: timed(bench.plain),
                 "template": lambda: timed(bench.template),
             }
@@ -139,25 +136,26 @@ def measure(rounds: int) -> dict[str, list[float]]:
                 for way, step in steps.items():
                     ways[way] = lambda d=doctor, s=step: hooked(bench, d, s)  # type: ignore[misc]
             for way, run in ways.items():
-                seconds = run()
+                took = run()
                 if number >= WARM_UP:
-                    found.setdefault(way, []).append(seconds)
+                    found.setdefault(way, []).append(took)
+            print(f"batch {batch}: round {number + 1} of {WARM_UP + rounds}", file=sys.stderr)
         for doctor in (bench.full, bench.gradients):
             doctor.close(rollout=False)
     return found
 
 
-def blocks(rounds: int, length: int = EVERY) -> list[float]:
-    """The same over whole blocks of `length` steps, plain against watched at `every=50`, as ratios of neighbours."""
+def blocks(rounds: int, length: int = EVERY) -> dict[str, list[Took]]:
+    """The same over whole blocks of `length` steps, plain beside watched at `every=50`."""
     with tempfile.TemporaryDirectory() as folder:
         plain, watched = Trainer(ReferenceConfig()), Trainer(ReferenceConfig())
-        ratios = []
+        found: dict[str, list[Took]] = {"plain": [], "watched": []}
         with Doctor(**watched.patient(), run=Path(folder) / "run", every=EVERY) as doctor:
             for trainer in (plain, watched):
                 trainer.autoencoder_ready = True
                 trainer.system.train()
 
-            def block(trainer: Trainer, given: Doctor | None) -> float:
+            def block(trainer: Trainer, given: Doctor | None) -> Took:
                 def steps() -> None:
                     for _ in range(length):
                         trainer._train_step(given)
@@ -165,49 +163,65 @@ def blocks(rounds: int, length: int = EVERY) -> list[float]:
                 return timed(steps)
 
             block(plain, None), block(watched, doctor)
-            for _ in range(rounds):
+            for number in range(rounds):
                 observe.deactivate(doctor)
-                without = block(plain, None)
+                found["plain"].append(block(plain, None))
                 observe.activate(doctor)
-                ratios.append(block(watched, doctor) / without)
+                found["watched"].append(block(watched, doctor))
+                print(f"blocks: {number + 1} of {rounds}", file=sys.stderr)
             doctor.close(rollout=False)
-    return ratios
+    return found
 
 
-def spread(values: list[float]) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.3f} ({low:.3f} - {high:.3f})"
+def medians(found: dict[str, list[Took]], clock: str) -> dict[str, float]:
+    return {way: statistics.median(ratios(found, way, clock)) for way in found}
 
 
-def page(found: dict[str, list[float]], averages: list[float], threads: int) -> str:
-    ratio = {way: [t / p for t, p in zip(times, found["plain"], strict=True)] for way, times in found.items()}
-    median = {way: statistics.median(values) for way, values in ratio.items()}
-    extra = {way: median[way] - 1 for way in median}
-    average = ((EVERY - 2) * median["off-due"] + median["before due"] + median["due"]) / EVERY
-    rows = "\n".join(
-        f"| {way} | {spread(ratio[way])} | {1e3 * statistics.median(found[way]):.1f} |"
+def table(found: dict[str, list[Took]]) -> str:
+    return "\n".join(
+        f"| {way} | {spread(ratios(found, way, 'wall'), 3)} | {spread(ratios(found, way, 'processor'), 3)} "
+        f"| {1e3 * statistics.median(took.wall for took in found[way]):.1f} |"
         for way in ("plain", "off-due", "before due", "due", "gradients", "template")
     )
+
+
+def bars(found: dict[str, list[Took]], averages: dict[str, list[Took]]) -> str:
+    rows = []
+    both = [medians(found, clock) for clock in ("wall", "processor")]
+    whole = [spread(ratios(averages, "watched", clock), 3) for clock in ("wall", "processor")]
+    extra = [f"{m['gradients'] - 1:.2f} against {m['template'] - 1:.2f}" for m in both]
+    average = [f"{((EVERY - 2) * m['off-due'] + m['before due'] + m['due']) / EVERY:.3f}" for m in both]
+    rows.append(("off-due step <= 1.005", *(f"{m['off-due']:.3f}" for m in both)))
+    rows.append(("due step, everything on, <= 1.5", *(f"{m['due']:.2f}" for m in both)))
+    rows.append(("extra of the gradients below half of the template's", *extra))
+    rows.append((f"average at every={EVERY}, from the rows above, <= 1.02", *average))
+    rows.append((f"average at every={EVERY}, whole blocks of {EVERY} steps, run file included, <= 1.02", *whole))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def page(found: dict[int, dict[str, list[Took]]], averages: dict[str, list[Took]], threads: int) -> str:
+    tables = "\n\n".join(
+        f"""| one step, K = 3, batch {batch} | time, ratio | processor time, ratio | median ms |
+|---|---|---|---|
+{table(one)}"""
+        for batch, one in found.items()
+    )
+    first = next(iter(found.values()))
     return f"""# What watching costs
 
-Written by `make bench`: {len(found["plain"])} rounds, {threads} threads, {platform.machine()} CPU, torch
-{torch.__version__}. Ratios to the plain step of the same round: median (quartiles).
+Written by `make bench`: {len(first["plain"])} rounds, {threads} threads, {platform.machine()} CPU, torch
+{torch.__version__}. Steps of the reference system; ratios to the plain step of the same round: median (quartiles).
+Processor time counts all threads, and is the steadier of the two where the machine has other work.
 
-| one step of the reference system, K = 3 | ratio | median ms |
+{tables}
+
+| bar, at batch {next(iter(found))} | time | processor time |
 |---|---|---|
-{rows}
+{bars(first, averages)}
 
-| bar | reached |
-|---|---|
-| off-due step <= 1.005 | {median["off-due"]:.3f} |
-| due step, everything on, <= 1.5 | {median["due"]:.3f} |
-| extra of the gradients below half of the template's | {extra["gradients"]:.3f} against {extra["template"]:.3f} |
-| average at every={EVERY}, from the rows above, <= 1.02 | {average:.3f} |
-| average at every={EVERY}, whole blocks of {EVERY} steps, run file included, <= 1.02 | {spread(averages)} |
-
-"due" measures all metrics, the probing forwards included; "gradients" is a due step to which no tensors were handed in:
-per-loss gradients, updates, EMA and teacher. The bars that are missed are for the work on cost that is still to come.
-Every {CALIBRATE_EVERY}th due step measures all K losses instead of K - 1.
+"due" measures all metrics, the probing forwards included; "gradients" is a due step to which no tensors were handed
+in: per-loss gradients, updates, EMA and teacher. Every {CALIBRATE_EVERY}th due step measures all K losses everywhere instead
+of K - 1 where they meet. What a due step consists of is told in [the log](log.md), section 28.
 """
 
 
@@ -215,11 +229,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    text = page(measure(given.rounds), blocks(given.blocks), given.threads)
+    found = {batch: measure(given.rounds, batch) for batch in given.batch}
+    text = page(found, blocks(given.blocks), given.threads)
     print(text)
     if given.write:
         given.write.write_text(text, encoding="utf-8")

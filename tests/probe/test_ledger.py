@@ -196,6 +196,19 @@ def test_losses_that_share_nothing_need_no_pass_at_all() -> None:
     assert not any(piece is not None for row in ledger.rows.values() for piece in row)
 
 
+def test_a_single_loss_needs_no_pass_once_it_has_been_measured() -> None:
+    class One(Three):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {"flow": super().losses(x)["flow"]}
+
+    model, linearity, batch = One(), Linearity(), [torch.randn(9, 6)]
+    for passes in (1, 0, 0):
+        ledger, found, _ = one_step(model, batch, {"flow": -0.5}, linearity)
+        assert len(ledger.rows) == passes
+        assert found.measured == (True,)
+        assert_same(found.gram[""], expected_gram(model, batch, {"flow": -0.5}))
+
+
 def test_descent_where_a_loss_is_alone() -> None:
     model, linearity, batch = OwnBranch(), Linearity(), [torch.randn(9, 6)]
     one_step(model, batch, WEIGHTS, linearity)

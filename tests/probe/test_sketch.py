@@ -465,7 +465,7 @@ def test_one_loss_constant_losses_and_unreached_parameters() -> None:
 
     model = One()
     ledger, found, error = step(model, [x(33, 24)], 3, Linearity())
-    assert error is None
+    assert float(error) < 1e-6, "its pass is measured against the total once; later the total is enough"
     assert found.reached["dino_head"] == (False,)
     dino = [i for i, labels in enumerate(ledger.where.labels) if "dino_head" in labels]
     assert all(ledger.rows["flow"][i] is None for i in dino)

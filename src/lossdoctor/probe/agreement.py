@@ -98,7 +98,7 @@ def averaged(ledger: Ledger, layouts: Sequence[Layout], ranks: Ranks) -> Apart |
     ledger.losses = losses
     ledger.lost = {i: piece for i, piece in enumerate(lost) if piece is not None}
     ledger.seconds = _mean_seconds(layouts)
-    ledger.calibrating = ledger.everywhere and len(names) > 1 and not ledger.foreign_backward
+    ledger.calibrating = ledger.everywhere and bool(names) and not ledger.foreign_backward
     return None
 
 

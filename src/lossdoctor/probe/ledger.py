@@ -56,7 +56,7 @@ class Linearity:
         """The loss left out of the passes, and what else is; (None, ()) when all are to be measured everywhere."""
         known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
         same = self.parameters == tuple(map(id, where.parameters))
-        if len(weights) < 2 or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
+        if not weights or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
             return None, ()
         return self._left_out(weights), self._owners(weights, len(where.parameters))
 
@@ -182,7 +182,7 @@ class Ledger:
             )
             self.derived = None if choice == z1_loss and z1 is not None else choice
             self.owners = () if ordinary or self.sketch is not None else owners
-            self.calibrating = self.everywhere and len(live) > 1 and not foreign_backward
+            self.calibrating = self.everywhere and bool(live) and not foreign_backward
         self.losses.update({name: float(weights[name]) for name in losses})
         with same_buffers(modules):
             for name, loss in live.items():
