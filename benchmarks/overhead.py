@@ -220,8 +220,8 @@ Processor time counts all threads, and is the steadier of the two where the mach
 {bars(first, averages)}
 
 "due" measures all metrics, the probing forwards included; "gradients" is a due step to which no tensors were handed
-in: per-loss gradients, updates, EMA and teacher. Every {CALIBRATE_EVERY}th due step measures all K losses everywhere instead
-of K - 1 where they meet. What a due step consists of is told in [the log](log.md), section 28.
+in: per-loss gradients, updates, EMA and teacher. Every {CALIBRATE_EVERY}th due step measures all K losses everywhere
+instead of K - 1 where they meet. What a due step consists of is told in [the log](log.md), section 28.
 """
 
 
