@@ -104,7 +104,7 @@ class Database:
                 self._pack_tail()
             self._db.execute("PRAGMA busy_timeout = 0")
             try:
-                self._db.execute("PRAGMA journal_mode = DELETE")
+                self._db.execute("PRAGMA journal_mode = MEMORY")
             except sqlite3.OperationalError:
                 # Somebody has it open to read: the write-ahead log stays beside the file, empty if possible.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -124,7 +124,7 @@ class Database:
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         # NORMAL: a dying process loses nothing committed; a power cut may lose the last seconds, and tears nothing.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._into_wal()
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._identity = _identity(self._path)
         self._ids: dict[bytes, int] = {
@@ -134,6 +134,16 @@ class Database:
         with self._transaction():
             self._db.execute(GLANCES)
             self._pack_tail()
+
+    def _into_wal(self) -> None:
+        # In and out of it with the journal in memory: what changes is two bytes of the first page, and a process killed
+        # meanwhile leaves no journal on disk, which would have to be played back by somebody who may write.
+        (mode,) = self._db.execute("PRAGMA journal_mode").fetchone()
+        if mode != "wal":
+            self._db.execute("PRAGMA journal_mode = MEMORY")
+            (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":  # a file system that has none
+            self._db.execute("PRAGMA journal_mode = DELETE")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

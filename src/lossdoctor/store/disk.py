@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sqlite3
@@ -26,6 +27,34 @@ _BUSY_SECONDS = 10.0
 _MAGIC = b"SQLite format 3\0"
 
 
+def _opened(file: Path) -> sqlite3.Connection:
+    """To be read only; but where a writer was killed halfway through a transaction without a write-ahead log, that is
+    taken back first, once, as SQLite would at the next writing.
+    """
+    db = _connected(file, "ro")
+    try:
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        db.close()
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        with contextlib.closing(_connected(file, "rw")) as repairing:
+            repairing.execute("SELECT 1 FROM sqlite_master").fetchone()
+        db = _connected(file, "ro")
+    return db
+
+
+def _connected(file: Path, mode: str) -> sqlite3.Connection:
+    # A path as URI cannot smuggle in options; neither mode creates a file, and mode=ro never changes or repairs one.
+    return sqlite3.connect(
+        f"{file.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
 class DiskSource:
     """One rank of a run folder. Raises RunError for whatever is wrong with it, when opened or at any later access."""
 
@@ -37,14 +66,7 @@ class DiskSource:
         self._tail: dict[int, Series] = {}
         self._tail_state: int | None = None
         with self._damage_told():
-            # A path as URI cannot smuggle in options; mode=ro never creates, changes or repairs a file.
-            self._db = sqlite3.connect(
-                self._file.absolute().as_uri() + "?mode=ro",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            self._db = _opened(self._file)
         weakref.finalize(self, self._db.close)
         with self._damage_told():
             if not check_version(self._db, self._file):
