@@ -247,8 +247,9 @@ class Case:
 
     def ended(self, child: subprocess.Popen[bytes], said: bytes, moment: float) -> Kill | None:
         """What the end of an attempt cost, once it was seen that the rest is as it must be."""
-        said += child.communicate(timeout=120)[0]
-        told, code = self.told(), child.returncode
+        assert child.stdout is not None
+        said += child.stdout.read()
+        told, code = self.told(), child.wait()
         if code not in (0, -9):
             raise AssertionError(f"attempt {self.attempt} could not go on with {self.folder}: it ended with {code}")
         kill = Kill(within(said.decode(), resumed=bool(self.rows)), by="outside" if moment else "itself")

@@ -20,7 +20,20 @@ from lossdoctor.record import Series
 from lossdoctor.store.database import check_version, not_ours
 from lossdoctor.store.folder import Folder
 from lossdoctor.store.glance import thin_glances, worth_it
-from lossdoctor.store.layout import CHUNK, FULL, NOTHING, TIME, apart, decode, encode, join, resolve, turn, unpack
+from lossdoctor.store.layout import (
+    CHUNK,
+    FULL,
+    NOTHING,
+    TIME,
+    apart,
+    between,
+    decode,
+    encode,
+    join,
+    resolve,
+    turn,
+    unpack,
+)
 from lossdoctor.store.thinned import PIECE, Thinned, thin
 
 _BUSY_SECONDS = 10.0
@@ -92,6 +105,19 @@ class DiskSource:
         with self._reading() as db:
             found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
             return None if found is None else self._points(found[0])
+
+    def window(self, name: str, first: int, last: int) -> Series | None:
+        """One metric from step to step, both included, in writing order. Reads the chunks that have such steps."""
+        with self._reading() as db:
+            found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
+            if found is None:
+                return None
+            chunks = db.execute(
+                "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
+                " ORDER BY id",
+                (found[0], last, first),
+            )
+            return between(join((unpack(chunks.fetchall()), self._turned_tail().get(found[0], NOTHING))), first, last)
 
     def thinned(self, name: str, points: int) -> Thinned | None:
         """One metric, thinned while it is read, so that it is never in memory as a whole."""
