@@ -190,6 +190,20 @@ def test_events_that_cannot_be_written(tmp_path: Path) -> None:
     go_on_in_memory(writer, told, 0)
 
 
+def test_a_meta_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    told = Told()
+    writer = RunWriter(tmp_path, {"seed": 1}, on_failure=told)
+    (tmp_path / "meta.json.new").symlink_to("/dev/full")
+    writer.update_meta(seed=2)
+    assert told.happened.wait(60)
+    assert writer.run().meta == {"seed": 2}
+    assert Run.open(tmp_path).meta == {"seed": 1}
+    go_on_in_memory(writer, told, 0)
+    (tmp_path / "meta.json.new").unlink()
+    with RunWriter(tmp_path, {"seed": 3}, resume=True):
+        assert Run.open(tmp_path).meta == {"seed": 3}
+
+
 def test_a_failure_of_on_failure_is_logged_and_harms_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     happened = threading.Event()
 
