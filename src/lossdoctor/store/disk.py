@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sqlite3
 import threading
@@ -203,17 +202,21 @@ class DiskSource:
 
     def _value(self, column: int, step: int) -> float | None:
         """The value written last for one step, without reading the whole series."""
-        newest_first = self._db.execute(
-            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
-            " ORDER BY id DESC",
-            (column, step, step),
-        )
-        tail = self._turned_tail().get(column, NOTHING)
-        for points in itertools.chain([tail], (unpack([chunk]) for chunk in newest_first)):
+        for points in self._newest_first(column, step):
             here = points.values[points.steps == step]
             if len(here):
                 return float(here[-1])
         return None
+
+    def _newest_first(self, column: int, step: int) -> Iterator[Series]:
+        """The tail, and then the chunks that may have this step: no look at those where the tail has it."""
+        yield self._turned_tail().get(column, NOTHING)
+        chunks = self._db.execute(
+            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
+            " ORDER BY id DESC",
+            (column, step, step),
+        )
+        yield from (unpack([chunk]) for chunk in chunks)
 
     def _turned_tail(self) -> dict[int, Series]:
         (state,) = self._db.execute("PRAGMA data_version").fetchone()
