@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format lint types docs bench clinic browser
+.PHONY: demo test check format lint types docs bench bench-long clinic browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
@@ -28,6 +28,10 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## overhead, as ratios in one interleaved run; writes docs/overhead.md
 	$(BIN)/python benchmarks/overhead.py --write docs/overhead.md
+
+bench-long: $(VENV)/.dev  ## a million steps of 200 metrics, and 200 kills; writes docs/long-runs.md (about half an hour)
+	$(BIN)/python benchmarks/long_run.py --write docs/long-runs.md
+	$(BIN)/python benchmarks/kills.py --write docs/long-runs.md
 
 clinic: $(VENV)/.dev  ## programs x faults, five seeds: how often the rules are right; writes docs/clinic.md (about an hour)
 	$(BIN)/lossdoctor clinic --lang en --out runs/clinic $(ARGS)

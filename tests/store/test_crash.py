@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -189,6 +190,20 @@ def test_events_that_cannot_be_written(tmp_path: Path) -> None:
     go_on_in_memory(writer, told, 0)
 
 
+def test_a_meta_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    told = Told()
+    writer = RunWriter(tmp_path, {"seed": 1}, on_failure=told)
+    (tmp_path / "meta.json.new").symlink_to("/dev/full")
+    writer.update_meta(seed=2)
+    assert told.happened.wait(60)
+    assert writer.run().meta == {"seed": 2}
+    assert Run.open(tmp_path).meta == {"seed": 1}
+    go_on_in_memory(writer, told, 0)
+    (tmp_path / "meta.json.new").unlink()
+    with RunWriter(tmp_path, {"seed": 3}, resume=True):
+        assert Run.open(tmp_path).meta == {"seed": 3}
+
+
 def test_a_failure_of_on_failure_is_logged_and_harms_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     happened = threading.Event()
 
@@ -210,6 +225,48 @@ def test_a_failure_of_on_failure_is_logged_and_harms_nothing(tmp_path: Path, cap
 
 
 # The file
+
+
+IN_CREATE = 0x100
+
+
+def test_no_journal_is_left_to_a_reader_who_may_not_write(tmp_path: Path) -> None:
+    """A process killed while SQLite has a rollback journal on disk leaves a file that only a writer can open: but for
+    the tables themselves, nothing is written that way. Files that live for a moment are seen by the operating system.
+    """
+    RunWriter(tmp_path).close()
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, os.fsencode(tmp_path), IN_CREATE) >= 0
+    with RunWriter(tmp_path, resume=True) as writer:
+        writer.append([Record(step, {"loss": 1.0}) for step in range(2000)])
+    made = os.read(watch, 1 << 16)
+    os.close(watch)
+    assert b"run.db-wal" in made
+    assert b"run.db-journal" not in made
+    assert {path.name for path in tmp_path.iterdir()} == {"run.db", "events.jsonl", "meta.json"}
+
+
+def test_a_half_written_transaction_without_a_log_is_taken_back_by_the_reader(tmp_path: Path) -> None:
+    """What a killed writer leaves on a file system that has no write-ahead logs."""
+    with RunWriter(tmp_path) as writer:
+        writer.append([Record(step, {"loss": 0.5 * step}, full=True) for step in range(700)])
+    killed_there = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN IMMEDIATE")
+db.execute("UPDATE chunk SET numbers = zeroblob(8)")
+for step in range(200):
+    db.execute("INSERT INTO tail (step, columns, numbers) VALUES (?, zeroblob(3000), zeroblob(3000))", (step,))
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", killed_there, str(tmp_path / "run.db")], check=False)
+    assert (tmp_path / "run.db-journal").stat().st_size > 0
+    assert list(Run.open(tmp_path)["loss"]) == [(step, 0.5 * step) for step in range(700)]
+    with RunWriter(tmp_path, resume=True) as writer:
+        writer.append([Record(700, {"loss": 350.0})])
+    assert list(Run.open(tmp_path)["loss"]) == [(step, 0.5 * step) for step in range(701)]
 
 
 @pytest.fixture(scope="module")

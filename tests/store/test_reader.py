@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lossdoctor.errors import RunError, UsageError
 from lossdoctor.record import Record
@@ -124,3 +127,36 @@ def test_the_answers_of_a_run_belong_to_the_caller(tmp_path: Path) -> None:
             run.meta["heads"]["a"] = 9
             run.events.append({})
             assert (list(run["loss"]), run.meta, run.events) == ([(0, 1.0)], {"heads": {"a": 1}}, [])
+
+
+@given(
+    steps=st.lists(st.integers(-20, 2000), min_size=1, max_size=60),
+    ends=st.tuples(st.integers(-30, 2100), st.integers(-30, 2100)),
+    kind=st.sampled_from(["closed", "live", "memory", "failed"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_window_is_the_series_between_two_steps(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], ends: tuple[int, int], kind: str
+) -> None:
+    """Also where training went back, in chunks and in the tail, on disk and in memory."""
+    first, last = ends
+    folder = tmp_path_factory.getbasetemp() / "window"
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = MemoryWriter() if kind == "memory" else RunWriter(folder)
+    for turn, step in enumerate(steps):
+        writer.append([Record(step + i, {"loss": float(turn), "other": 0.0}) for i in range(40)])
+        if kind == "failed" and turn == len(steps) // 2:
+            writer.close()  # what comes later stays in memory
+    writer.append([Record(0, {"other": 1.0})])
+    if kind == "closed":
+        writer.close()
+    run = writer.run()
+    whole, window = run["loss"], run.window("loss", first, last)
+    here = (whole.steps >= first) & (whole.steps <= last)
+    assert window.steps.tolist() == whole.steps[here].tolist()
+    assert window.values.tolist() == whole.values[here].tolist()
+    assert list(run.window("loss")) == list(whole)
+    assert list(run.window("loss", first)) == [point for point in whole if point[0] >= first]
+    with pytest.raises(UnknownMetricError):
+        run.window("nothing", first, last)
+    writer.close()

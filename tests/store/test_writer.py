@@ -290,6 +290,28 @@ def test_memory_is_bounded_by_a_chunk_per_metric(tmp_path: Path) -> None:
         other.close()
 
 
+@pytest.mark.parametrize("extra", [10**9, 1900], ids=["each step", "and evaluations"])
+@pytest.mark.parametrize("due", [1, 8])
+def test_a_long_run_takes_little_more_room_than_its_numbers(tmp_path: Path, due: int, extra: int) -> None:
+    """Chunks that are filled up little by little must leave no holes that nobody ever fills."""
+    steps, metrics = 4000 * due, [f"metric{number}" for number in range(40)]
+    file = database.Database(tmp_path / "run.db", pytest.fail)
+    numbers = 0
+    for start in range(0, steps, 100):
+        records = []
+        for step in range(start, start + 100):
+            names = metrics if step % due == 0 else []
+            records.append(Record(step, dict.fromkeys(names, 0.5 * step), time=1.0))
+            if step % extra == extra - 1:
+                records.append(Record(step, {"evaluation": 1.0}, time=1.0))
+        file.write(records)
+        numbers += sum(len(record.values) + 2 for record in records)
+    file.close()
+    assert (tmp_path / "run.db").stat().st_size < 1.3 * 8 * numbers
+    run = Run.open(tmp_path)
+    assert all(run[name].steps.tolist() == list(range(0, steps, due)) for name in metrics)
+
+
 def test_ever_new_metric_sets_do_not_pile_up(tmp_path: Path) -> None:
     with RunWriter(tmp_path) as writer:
         for step in range(2000):

@@ -104,7 +104,7 @@ class Database:
                 self._pack_tail()
             self._db.execute("PRAGMA busy_timeout = 0")
             try:
-                self._db.execute("PRAGMA journal_mode = DELETE")
+                self._db.execute("PRAGMA journal_mode = MEMORY")
             except sqlite3.OperationalError:
                 # Somebody has it open to read: the write-ahead log stays beside the file, empty if possible.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -124,7 +124,7 @@ class Database:
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         # NORMAL: a dying process loses nothing committed; a power cut may lose the last seconds, and tears nothing.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._into_wal()
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._identity = _identity(self._path)
         self._ids: dict[bytes, int] = {
@@ -134,6 +134,16 @@ class Database:
         with self._transaction():
             self._db.execute(GLANCES)
             self._pack_tail()
+
+    def _into_wal(self) -> None:
+        # In and out of it with the journal in memory: what changes is two bytes of the first page, and a process killed
+        # meanwhile leaves no journal on disk, which would have to be played back by somebody who may write.
+        (mode,) = self._db.execute("PRAGMA journal_mode").fetchone()
+        if mode != "wal":
+            self._db.execute("PRAGMA journal_mode = MEMORY")
+            (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":  # a file system that has none
+            self._db.execute("PRAGMA journal_mode = DELETE")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -160,38 +170,48 @@ class Database:
             raise FileNotFoundError(f"{self._path} was deleted or replaced while it was being written")
 
     def _write(self, rows: list[TailRow]) -> None:
-        self._tail += rows
-        if len(self._tail) < CHUNK:
-            self._db.executemany("INSERT INTO tail (step, columns, numbers) VALUES (?, ?, ?)", rows)
-        else:
+        whole = len(self._tail) + len(rows)
+        whole -= whole % CHUNK
+        if whole:
+            # A multiple of CHUNK: a metric of every record then leaves no chunk to be filled up and written again.
+            cut = whole - len(self._tail)
+            self._tail += rows[:cut]
+            rows = rows[cut:]
             self._pack_tail()
+        self._tail += rows
+        self._db.executemany("INSERT INTO tail (step, columns, numbers) VALUES (?, ?, ?)", rows)
 
     def _pack_tail(self) -> None:
-        for column, points in turn(self._tail).items():
-            self._extend(column, points)
+        columns = turn(self._tail)
         self._db.execute("DELETE FROM tail")
         self._tail = []
+        before = {column: self._open.pop(column) for column in columns if column in self._open}
+        self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row,) for row, _ in before.values()])
+        unfilled = []
+        for column, new in columns.items():
+            points = join((before[column][1], new)) if column in before else new
+            for start in range(0, len(points), CHUNK):
+                piece = Series(points.steps[start : start + CHUNK], points.values[start : start + CHUNK])
+                if len(piece) == CHUNK:
+                    self._add(column, piece)
+                else:
+                    # Copies: a view would keep the whole turned tail alive.
+                    unfilled.append((column, Series(piece.steps.copy(), piece.values.copy())))
+        # Last, so that what is deleted the next time lies together: holes among the others would never be filled.
+        for column, piece in unfilled:
+            self._open[column] = (self._add(column, piece), piece)
 
-    def _extend(self, column: int, points: Series) -> None:
-        row, before = self._open.pop(column, (None, None))
-        points = points if before is None else join((before, points))
-        for start in range(0, len(points), CHUNK):
-            piece = Series(points.steps[start : start + CHUNK], points.values[start : start + CHUNK])
-            cursor = self._db.execute(
-                "INSERT OR REPLACE INTO chunk (id, series, first, last, steps, numbers, low, high)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row, column, *pack(piece)),
+    def _add(self, column: int, piece: Series) -> int:
+        cursor = self._db.execute(
+            "INSERT INTO chunk (series, first, last, steps, numbers, low, high) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (column, *pack(piece)),
+        )
+        if (told := glance(piece)) is not None:
+            self._db.execute(
+                "INSERT INTO glance (series, chunk, first, last, low, high, points) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (column, cursor.lastrowid, *told),
             )
-            if (told := glance(piece)) is not None:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO glance (series, chunk, first, last, low, high, points)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (column, cursor.lastrowid, *told),
-                )
-            if len(piece) < CHUNK:
-                # Copies: a view would keep the whole turned tail alive.
-                self._open[column] = (int(cursor.lastrowid or 0), Series(piece.steps.copy(), piece.values.copy()))
-            row = None
+        return int(cursor.lastrowid or 0)
 
     def _row(self, record: Record) -> TailRow | None:
         try:

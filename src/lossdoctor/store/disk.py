@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import sqlite3
 import threading
@@ -19,11 +19,52 @@ from lossdoctor.record import Series
 from lossdoctor.store.database import check_version, not_ours
 from lossdoctor.store.folder import Folder
 from lossdoctor.store.glance import thin_glances, worth_it
-from lossdoctor.store.layout import CHUNK, FULL, NOTHING, TIME, apart, decode, encode, join, resolve, turn, unpack
+from lossdoctor.store.layout import (
+    CHUNK,
+    FULL,
+    NOTHING,
+    TIME,
+    apart,
+    between,
+    decode,
+    encode,
+    join,
+    resolve,
+    turn,
+    unpack,
+)
 from lossdoctor.store.thinned import PIECE, Thinned, thin
 
 _BUSY_SECONDS = 10.0
 _MAGIC = b"SQLite format 3\0"
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    """To be read only; but where a writer was killed halfway through a transaction without a write-ahead log, that is
+    taken back first, once, as SQLite would at the next writing.
+    """
+    db = _connected(file, "ro")
+    try:
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        db.close()
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        with contextlib.closing(_connected(file, "rw")) as repairing:
+            repairing.execute("SELECT 1 FROM sqlite_master").fetchone()
+        db = _connected(file, "ro")
+    return db
+
+
+def _connected(file: Path, mode: str) -> sqlite3.Connection:
+    # A path as URI cannot smuggle in options; neither mode creates a file, and mode=ro never changes or repairs one.
+    return sqlite3.connect(
+        f"{file.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 class DiskSource:
@@ -37,14 +78,7 @@ class DiskSource:
         self._tail: dict[int, Series] = {}
         self._tail_state: int | None = None
         with self._damage_told():
-            # A path as URI cannot smuggle in options; mode=ro never creates, changes or repairs a file.
-            self._db = sqlite3.connect(
-                self._file.absolute().as_uri() + "?mode=ro",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            self._db = _opened(self._file)
         weakref.finalize(self, self._db.close)
         with self._damage_told():
             if not check_version(self._db, self._file):
@@ -70,6 +104,19 @@ class DiskSource:
         with self._reading() as db:
             found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
             return None if found is None else self._points(found[0])
+
+    def window(self, name: str, first: int, last: int) -> Series | None:
+        """One metric from step to step, both included, in writing order. Reads the chunks that have such steps."""
+        with self._reading() as db:
+            found = db.execute("SELECT id FROM metric WHERE name = ?", (encode(name),)).fetchone()
+            if found is None:
+                return None
+            chunks = db.execute(
+                "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
+                " ORDER BY id",
+                (found[0], last, first),
+            )
+            return between(join((unpack(chunks.fetchall()), self._turned_tail().get(found[0], NOTHING))), first, last)
 
     def thinned(self, name: str, points: int) -> Thinned | None:
         """One metric, thinned while it is read, so that it is never in memory as a whole."""
@@ -155,17 +202,21 @@ class DiskSource:
 
     def _value(self, column: int, step: int) -> float | None:
         """The value written last for one step, without reading the whole series."""
-        newest_first = self._db.execute(
-            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
-            " ORDER BY id DESC",
-            (column, step, step),
-        )
-        tail = self._turned_tail().get(column, NOTHING)
-        for points in itertools.chain([tail], (unpack([chunk]) for chunk in newest_first)):
+        for points in self._newest_first(column, step):
             here = points.values[points.steps == step]
             if len(here):
                 return float(here[-1])
         return None
+
+    def _newest_first(self, column: int, step: int) -> Iterator[Series]:
+        """The tail, and then the chunks that may have this step: no look at those where the tail has it."""
+        yield self._turned_tail().get(column, NOTHING)
+        chunks = self._db.execute(
+            "SELECT first, last, steps, numbers FROM chunk WHERE series = ? AND first <= ? AND last >= ?"
+            " ORDER BY id DESC",
+            (column, step, step),
+        )
+        yield from (unpack([chunk]) for chunk in chunks)
 
     def _turned_tail(self) -> dict[int, Series]:
         (state,) = self._db.execute("PRAGMA data_version").fetchone()

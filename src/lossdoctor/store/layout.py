@@ -76,6 +76,12 @@ def resolve(written: Series) -> Series:
     return Series(ordered[latest], written.values[order[latest]])
 
 
+def between(points: Series, first: int, last: int) -> Series:
+    """A copy of the points with these steps, both included, in writing order."""
+    here = (points.steps >= first) & (points.steps <= last)
+    return Series(points.steps[here], points.values[here])
+
+
 def turn(rows: Sequence[TailRow]) -> dict[int, Series]:
     """Tail rows as columns, each in writing order. Raises ValueError when a row is damaged."""
     columns = np.frombuffer(b"".join(row[1] for row in rows), "<u4")

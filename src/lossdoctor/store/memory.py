@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossdoctor.record import Record, Series
-from lossdoctor.store.layout import NOTHING, join, resolve
+from lossdoctor.store.layout import NOTHING, between, join, resolve
 from lossdoctor.store.plain import plain
 from lossdoctor.store.reader import Run, Source
 from lossdoctor.store.sound import sound
@@ -80,6 +80,11 @@ class MemorySource:
         with self._lock:
             return self._metrics[name].series() if name in self._metrics else None
 
+    def window(self, name: str, first: int, last: int) -> Series | None:
+        """One metric from step to step, both included, in writing order."""
+        found = self.points(name)
+        return None if found is None else between(found, first, last)
+
     def thinned(self, name: str, points: int) -> Thinned | None:
         """One metric, thinned."""
         found = self.points(name)
@@ -127,6 +132,12 @@ class Joined:
     def points(self, name: str) -> Series | None:
         """One metric, first what is on disk."""
         parts = [part for part in (self._disk.points(name), self._rest.points(name)) if part is not None]
+        return join(parts) if parts else None
+
+    def window(self, name: str, first: int, last: int) -> Series | None:
+        """One metric from step to step, both included; first what is on disk."""
+        found = (self._disk.window(name, first, last), self._rest.window(name, first, last))
+        parts = [part for part in found if part is not None]
         return join(parts) if parts else None
 
     def thinned(self, name: str, points: int) -> Thinned | None:
