@@ -31,6 +31,7 @@ from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.doctor.trial import trial_of
 from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.flow.times import TimeSampler
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
@@ -207,6 +208,7 @@ class Doctor:
         cond: Any = None,
         velocity: Velocity | None = None,
         t_source: float = 0.0,
+        times: TimeSampler | None = None,
     ) -> None:
         """As `lossdoctor.flow`."""
         if (examination := self._listening("velocity")) is not None:
@@ -218,6 +220,15 @@ class Doctor:
                 examination.capture.add_flow(
                     v_pred, v_target, t, **ends, cond=cond, velocity=velocity, t_source=t_source
                 )
+                if times is not None:
+                    self._drawn_by(times, v_pred.device, t_source)
+
+    def _drawn_by(self, times: TimeSampler, device: torch.device, t_source: float) -> None:
+        """The density of the sampler, by tenths of the way from source to target."""
+        heights = times.tenths(device)
+        for tenth, height in enumerate(heights if t_source == 0 else heights.flip(0)):
+            self._pending.add(self._out.step, f"flow/density_t{tenth}", height)
+        self._out.tell("times", "sampler", repr(times))
 
     def posterior(
         self, mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None

@@ -16,11 +16,13 @@ from lossdoctor.treat.measured import Measured, measured
 from lossdoctor.treat.pcgrad import PCGrad
 from lossdoctor.treat.ratio import RatioController
 from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
+from lossdoctor.treat.times import LossAdaptive
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
-    "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
-    "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups", "table",
+    "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "LossAdaptive",
+    "Measured", "PCGrad", "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured",
+    "param_groups", "table",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {
