@@ -53,7 +53,7 @@ from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
-from lossdoctor.treat import Balancer, Weighting, balancer
+from lossdoctor.treat import Balancer, Ramp, Weighting, at_step, balancer
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -131,6 +131,7 @@ class Doctor:
         self._closed_at = math.nan
         rank = 0 if ranks is None else ranks.rank
         self._weights: Mapping[str, float | Tensor] = {}
+        self._schedules: set[str] = set()
         self._pending = Pending()
         self._last_flow: FlowBatch | None = None
         self._rolled_out = False
@@ -152,6 +153,8 @@ class Doctor:
             **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
+        for name, ramp in ({} if trial is None else trial.schedules).items():
+            self.scheduled(name, ramp)
         if passed_over and gradients != "auto":
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
         self._treatment = None if balance is None else self._treated(balancer(balance))
@@ -268,6 +271,12 @@ class Doctor:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
+    def scheduled(self, name: str, ramp: Ramp) -> None:
+        """Note that `name` follows a schedule, and until which step: no rule judges it before. Once per name."""
+        if not self._closed and name not in self._schedules:
+            self._schedules.add(name)
+            self._out.event("schedule", target=name, schedule=repr(ramp), until=getattr(ramp, "steps", None))
+
     def not_handed_in(self, what: str) -> None:
         """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
         self._out.pass_over(
@@ -278,7 +287,7 @@ class Doctor:
     def backward(
         self,
         losses: Mapping[str, Tensor | float | None] | Compute,
-        weights: Mapping[str, float | Tensor] | None = None,
+        weights: Mapping[str, float | Tensor | Ramp] | None = None,
         *,
         backward: Callable[[Tensor], object] | None = None,
         scaler: Any = None,
@@ -286,7 +295,8 @@ class Doctor:
         """One ordinary backward of sum_i w_i L_i; on a due step the gradient of each loss is measured before it.
 
         losses: name to loss, or a function that computes them, which gradients="finite-difference" calls twice more at
-        a due step; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with the total
+        a due step; None is skipped, a vector is averaged. weights: 1 where not given; a schedule such as `treat.WarmUp`
+        is asked at every optimizer step, until `close`, and the rules wait for its end. backward: called with the total
         instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per optimizer
         step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
@@ -297,7 +307,10 @@ class Doctor:
             again = self._about_to(losses)
             losses = losses()
         given = named_losses(losses)
-        factors = named_weights(losses, given, weights or {})
+        numbers, ramps = at_step(weights or {}, self._out.step)
+        for name, ramp in ramps.items():
+            self.scheduled(f"weight/{name}", ramp)
+        factors = named_weights(losses, given, numbers)
         if self._trial is not None:
             factors = self._trial.experiment.weights(losses, factors, self._out.step)
         if self._treatment is not None:

@@ -15,14 +15,15 @@ from lossdoctor.treat.groups import param_groups, table
 from lossdoctor.treat.measured import Measured, measured
 from lossdoctor.treat.pcgrad import PCGrad
 from lossdoctor.treat.ratio import RatioController
-from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
+from lossdoctor.treat.scheduled import at_step, scheduled
+from lossdoctor.treat.schedules import BetaTarget, Cyclical, Ramp, WarmUp, free_bits, teacher_warm_up
 from lossdoctor.treat.times import LossAdaptive
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
     "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "LossAdaptive",
-    "Measured", "PCGrad", "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured",
-    "param_groups", "table",
+    "Measured", "PCGrad", "Ramp", "RatioController", "WarmUp", "Weighted", "Weighting", "at_step", "balancer",
+    "free_bits", "measured", "param_groups", "scheduled", "table", "teacher_warm_up",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {
