@@ -185,6 +185,7 @@ class Doctor:
             )
         # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
         self._patient.linearity.derives = False
+        self._out.describe(balance=wanted.name)
         return Treatment(wanted, self._out)
 
     def _met(self, ranks: Ranks) -> Meeting:

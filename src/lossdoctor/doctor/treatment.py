@@ -46,6 +46,7 @@ class Treatment:
     _set_at: int = 0
     _base: dict[str, float] = field(default_factory=dict)
     _told: Factors = field(default_factory=dict)
+    _why: dict[str, str] = field(default_factory=dict)
     _open: _Change | None = None
     _seen: dict[str, deque[float]] = field(default_factory=dict)
 
@@ -96,6 +97,7 @@ class Treatment:
         return {**own, "balance/age": float(step - self._set_at)}
 
     def _receipt(self, seen: Measured, reasons: Mapping[str, str]) -> None:
+        self._why.update(reasons)
         told = {name: self._told.get(name, 1.0) for name in seen.names}
         moved = [name for name in seen.names if abs(self.factors.get(name, 1.0) - told[name]) > TOLD * abs(told[name])]
         if not moved or self._open is not None:
@@ -103,7 +105,8 @@ class Treatment:
         after = {name: self.factors.get(name, 1.0) for name in seen.names}
         self._open = _Change(told, {name: _middle(self._seen[name]) for name in seen.names}, seen.step)
         self._told = after
-        own = {name: why for name, why in reasons.items() if name in moved}
+        own = {name: self._why[name] for name in moved if name in self._why}
+        self._why.clear()
         changes = ", ".join(
             f"{name} {told[name]:.3g} -> {after[name]:.3g}" + (f" ({own[name]})" if name in own else "")
             for name in moved

@@ -44,13 +44,13 @@ class Treated:
         return sum(one.verdict == verdict for one in self.receipts)
 
 
-def treated(events: Iterable[Mapping[str, Any]], *, balanced: bool = False) -> Treated | None:
+def treated(events: Iterable[Mapping[str, Any]], name: str | None = None) -> Treated | None:
     """From the events of a run, whatever is in them; None for a run that no balancer took part in.
 
-    balanced: whether factors were recorded, so that a balancer was there although it changed nothing.
+    name: of the balancer, where the run tells of one although it changed nothing.
     """
     receipts: list[Receipt] = []
-    name, stopped = "", None
+    stopped = None
     for event in events:
         match event.get("kind"):
             case "balance":
@@ -61,10 +61,8 @@ def treated(events: Iterable[Mapping[str, Any]], *, balanced: bool = False) -> T
                 stopped = (_step(event), _sentence(event.get("why"), event.get("reason")))
             case _:
                 continue
-        name = str(event.get("balancer") or name)
-    if not (name or receipts or balanced):
-        return None
-    return Treated(name or "?", tuple(receipts), stopped)
+        name = str(event.get("balancer") or name or "?")
+    return None if name is None else Treated(name, tuple(receipts), stopped)
 
 
 def words(told: Message | str, lang: str) -> str:

@@ -21,8 +21,10 @@ _FULL = 0.9
 _RISES = 0.01
 """Relative rise over the last tenth of a run from which on a weight is still rising: a linear warm-up that ends with
 the run has 0.11 there, one in the form of a cosine 0.016 to 0.025."""
-_SETTLES = ("ratio",)
+SETTLING = ("ratio",)
 """Balancers that leave the weights alone once they are right; the others never do."""
+_NEAR = 2.0
+"""Factor within which a controller that has arrived still follows the training."""
 
 
 def ends_of(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -38,15 +40,13 @@ def ends_of(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def settled_at(events: Iterable[Mapping[str, Any]]) -> int:
-    """The step of the last change by a balancer that comes to an end; 0 without one."""
-    changed = (
-        event
-        for event in events
-        if event.get("balancer") in _SETTLES
-        and (event.get("kind") == "balance" or event.get("verdict") == "rolled back")
-    )
-    return max((int(event.get("step") or 0) for event in changed), default=0)
+def near_from(factor: Series) -> int:
+    """The first step from which the factor of a balancer stays within half and twice its last value; 0 for none."""
+    if not len(factor):
+        return 0
+    size, last = np.abs(factor.values), abs(factor.values[-1])
+    far = np.flatnonzero((size > _NEAR * last) | (_NEAR * size < last))
+    return int(factor.steps[0 if not len(far) else int(far[-1]) + 1])
 
 
 def full_from(weight: Series) -> int:

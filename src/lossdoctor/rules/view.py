@@ -19,7 +19,7 @@ from lossdoctor.kinds import guess_kind
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Message, say
 from lossdoctor.rules.receipts import Treated, treated
-from lossdoctor.rules.schedules import TEMPERATURES, ends_of, full_from, settled_at, still_rises
+from lossdoctor.rules.schedules import SETTLING, TEMPERATURES, ends_of, full_from, near_from, still_rises
 
 WARM_UP = 0.1
 """Share of the run's steps that no rule judges: in the reference system rates and temperatures settle in it."""
@@ -190,11 +190,11 @@ class RunView(Mapping[str, Series]):
     def full_weight_from(self, loss: str) -> float:
         """The first step from which a loss is judged: its weight has come to where it ends.
 
-        That is after a schedule that the script declared, after the last change of a ratio controller, and from where
-        the weight stays within 10 % of its last value or above it. Infinite for a weight that still rises, 0 when
+        That is after a schedule that the script declared, once a ratio controller has brought it near its end, and from
+        where the weight stays within 10 % of its last value or above it. Infinite for a weight that still rises, 0 when
         nothing is known.
         """
-        return max(self._weight_from(loss), self.treated_from, self._declared.get(f"weight/{loss}", 0))
+        return max(self._weight_from(loss), self._treated_from(loss), self._declared.get(f"weight/{loss}", 0))
 
     def _weight_from(self, loss: str) -> float:
         weight = self[f"weight/{loss}"].finite
@@ -205,12 +205,12 @@ class RunView(Mapping[str, Series]):
     @functools.cached_property
     def treated(self) -> Treated | None:
         """What a balancer did; None without one."""
-        return treated(self.events, balanced="balance/age" in self)
+        unknown = "?" if "balance/age" in self else None
+        return treated(self.events, str(self.meta.get("balance") or "") or unknown)
 
-    @functools.cached_property
-    def treated_from(self) -> int:
-        """The step of the last change by a balancer that comes to an end."""
-        return settled_at(self.events)
+    def _treated_from(self, loss: str) -> int:
+        settles = self.treated is not None and self.treated.balancer in SETTLING
+        return near_from(self[f"balance/{loss}"].finite) if settles else 0
 
     @functools.cached_property
     def _declared(self) -> dict[str, float]:
@@ -236,8 +236,8 @@ class RunView(Mapping[str, Series]):
                 key = "skip.scheduled" if math.isfinite(ends[name]) else "skip.endless"
                 what = f"weight/{loss}" if name == loss else name
                 return say(key, what=what, step=ends[name], last=self.last_step)
-            if self._left(self.treated_from) < LEAST:
-                return say("skip.balancing", step=self.treated_from)
+            if self._left(self._treated_from(loss)) < LEAST:
+                return say("skip.balancing", loss=loss, step=self._treated_from(loss))
             if self._left(self._weight_from(loss)) < LEAST:
                 return say("skip.ramping", loss=loss)
         return None
