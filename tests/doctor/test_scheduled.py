@@ -85,6 +85,17 @@ def test_a_function_of_the_users_names_no_end() -> None:
     assert told["until"] is None
 
 
+def test_a_target_for_the_kl_is_no_schedule() -> None:
+    with pytest.raises(UsageError, match=r"(?s)A target is no schedule.*weight of 'kl'.*pass its beta"):
+        train({"kl": ld.treat.BetaTarget(3.0)})
+
+
+def test_a_weight_that_is_a_tensor_stays_one() -> None:
+    run = train({"kl": torch.tensor(0.25)})
+    assert set(run["weight/kl"].values.tolist()) == {0.25}
+    assert schedules(run) == []
+
+
 def test_a_temperature_in_one_line() -> None:
     model, seen = Model(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.probe.observe import active, knob
-from lossdoctor.treat.schedules import Ramp
+from lossdoctor.treat.schedules import BetaTarget, Ramp
 
 
 def scheduled(name: str, ramp: Ramp, step: int | None = None) -> float:
@@ -30,12 +30,20 @@ def scheduled(name: str, ramp: Ramp, step: int | None = None) -> float:
 def at_step(
     weights: Mapping[str, float | Tensor | Ramp], step: int
 ) -> tuple[dict[str, float | Tensor], dict[str, Ramp]]:
-    """Weights with the schedules among them as numbers, and those schedules."""
+    """Weights with the schedules among them as numbers, and those schedules.
+
+    Raises UsageError for a `BetaTarget`, which follows the KL and not the steps.
+    """
     numbers: dict[str, float | Tensor] = {}
     ramps: dict[str, Ramp] = {}
     for name, weight in weights.items():
         if isinstance(weight, Tensor) or not callable(weight):
             numbers[name] = weight
+        elif isinstance(weight, BetaTarget):
+            got = f"{weight} as the weight of {name!r}"
+            raise UsageError(
+                mismatch("A target is no schedule.", "a number", got, "call it with the KL, pass its beta")
+            )
         else:
             ramps[name] = weight
             numbers[name] = weight(step)
