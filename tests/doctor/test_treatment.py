@@ -141,6 +141,8 @@ def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> No
     run, _ = train(model, 60, {}, balance="ratio", kinds={"flow": "other"})
     (stopped,) = events(run, "balance_stopped")
     assert "not exactly one velocity loss" in stopped["reason"]
+    (found,) = [finding for finding in ld.diagnose(run).findings if finding.code == "BAL802"]
+    assert str(found.message).startswith("The balancer ratio stopped at step 0: there is not exactly one velocity loss")
     assert len(run["loss/flow"]) == 60
 
 
