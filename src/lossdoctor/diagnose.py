@@ -19,6 +19,7 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import default_language
 from lossdoctor.rules import RULES, Clear, Finding, Fired, Message, Outcome, Rule, RunView, Skipped
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES, Severity, say
+from lossdoctor.rules.receipts import Treated, to_json
 from lossdoctor.rules.view import Readable
 
 __all__ = ["SCHEMA", "Diagnosis", "assembled", "configured", "diagnose"]
@@ -63,13 +64,17 @@ _ABOUT = {
 }
 """The kind of loss a metric is about, by the beginning of its name."""
 
+_LACKS_STEPS = ("skip.short", "skip.rivals", "skip.kl_off")
+"""What rules answer when a loss has no steps after its warm-up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What the rules say of one run.
 
     findings: most important first; a finding that follows from another stands right after it. clear, skipped: codes of
-    the other rules, skipped ones with their reason. Every rule asked is in exactly one of the three.
+    the other rules, skipped ones with their reason. Every rule asked is in exactly one of the three. treated: what a
+    balancer did in the run.
     """
 
     run: str
@@ -78,6 +83,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     clear: tuple[str, ...]
     skipped: tuple[tuple[str, Skipped], ...]
+    treated: Treated | None = None
 
     @property
     def groups(self) -> tuple[tuple[Finding, ...], ...]:
@@ -118,6 +124,7 @@ class Diagnosis:
                 }
                 for code, skipped in self.skipped
             ],
+            "treatment": to_json(self.treated, lang),
             "versions": {
                 "lossdoctor": __version__,
                 "python": ".".join(map(str, sys.version_info[:3])),
@@ -140,11 +147,17 @@ def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, na
         run=name if name is not None else str(path) if path is not None else "",
         steps=view.last_step + 1,
         measured=len(view.steps),
+        treated=view.treated,
     )
 
 
 def assembled(
-    outcomes: Mapping[str, tuple[Rule, Outcome]], *, run: str = "", steps: int = 0, measured: int = 0
+    outcomes: Mapping[str, tuple[Rule, Outcome]],
+    *,
+    run: str = "",
+    steps: int = 0,
+    measured: int = 0,
+    treated: Treated | None = None,
 ) -> Diagnosis:
     """The diagnosis that outcomes by code make, whoever found them: findings that follow from another behind it."""
     found = [f for _, outcome in outcomes.values() if isinstance(outcome, Fired) for f in outcome.findings]
@@ -155,6 +168,7 @@ def assembled(
         findings=tuple(_grouped(found, {code: rule for code, (rule, _) in outcomes.items()})),
         clear=tuple(code for code, (_, outcome) in outcomes.items() if isinstance(outcome, Clear)),
         skipped=tuple((code, outcome) for code, (_, outcome) in outcomes.items() if isinstance(outcome, Skipped)),
+        treated=treated,
     )
 
 
@@ -221,9 +235,23 @@ def _judge(rule: Rule, run: RunView) -> Outcome:
     if missing:
         return _unasked(rule, run, missing)
     try:
-        return rule.check(run)
+        return _in_time(rule, rule.check(run), run)
     except Exception as error:  # the other rules still have something to say
         return Skipped(say("skip.failed", error=f"{type(error).__name__}: {error}"))
+
+
+def _in_time(rule: Rule, outcome: Outcome, run: RunView) -> Outcome:
+    """Where a schedule, and not the length of the run, left a rule without steps to judge, that is the reason."""
+    if isinstance(outcome, Skipped) and outcome.reason.key in _LACKS_STEPS:
+        kind = rule.kind or next(filter(None, map(_kind_of, rule.needs)), None)
+        if (why := run.waits_for(kind)) is not None:
+            return Skipped(why, say("enable.longer"))
+    return outcome
+
+
+def _kind_of(need: str) -> str | None:
+    """The kind of loss that a metric or an audit is about; None for one that is about any."""
+    return next((kind for start, kind in _ABOUT.items() if need.removeprefix("audit:").startswith(start)), None)
 
 
 def _unasked(rule: Rule, run: RunView, missing: Sequence[str]) -> Skipped:
@@ -231,8 +259,7 @@ def _unasked(rule: Rule, run: RunView, missing: Sequence[str]) -> Skipped:
     why = rule.beside_the_point(run)
     if why is not None:
         return Skipped(why)
-    kinds = (kind for start, kind in _ABOUT.items() if missing[0].removeprefix("audit:").startswith(start))
-    kind = next(kinds, None)
+    kind = _kind_of(missing[0])
     if kind is not None and not run.of_kind(kind):
         return Skipped(say("skip.kind", kind=kind), say("enable.kind", kind=kind))
     return Skipped(say("skip.missing", metrics=", ".join(missing)), _enable(missing[0]))

@@ -131,6 +131,7 @@ KEYS: tuple[Key, ...] = (
     _size("flow/nmse_t{0..9}", "velocity", better="down"),
     _cosine("flow/cos_t{0..9}", "velocity", better="up"),
     _size("flow/count_t{0..9}", "velocity"),
+    _size("flow/density_t{0..9}", "velocity"),
     Key("flow/t_min", "velocity"),
     Key("flow/t_max", "velocity"),
     _size("flow/t_unique", "velocity"),

@@ -87,6 +87,35 @@ def test_every_change_has_a_receipt(model: Model) -> None:
     assert run["weight/dino"].values[-1] == pytest.approx(30.0 * run["balance/dino"].values[-1])
 
 
+def test_receipts_are_told_in_words_to_sinks(model: Model, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(ld.sinks.JSONL):
+        def event(self, event: Mapping[str, Any]) -> None:
+            said.append(str(event.get("message")))
+
+    tensorboard = ld.sinks.TensorBoard(tmp_path / "tb")
+    sinks = [Heard(tmp_path / "run.jsonl"), tensorboard]
+    train(model, 60, {"flow": 1.0, "dino": 30.0, "kl": 0.2}, balance="ratio", sinks=sinks)
+    told = [one for one in said if "ratio" in one]
+    assert told[0].startswith("ratio moves dino 1 -> 0.25 (29.8 of flow, wanted 0.2 to 0.5), kl 1 -> ")
+    assert told[1] == "the change of step 5 by ratio is kept"
+    (file,) = (tmp_path / "tb").iterdir()
+    assert told[0].encode() in file.read_bytes()
+
+
+def test_a_reason_covers_what_moved_before_the_receipt(model: Model) -> None:
+    """A change within the time of another is told with the next receipt, and so is its reason."""
+    run, _ = train(model, 120, {"flow": 1.0, "dino": 30.0, "kl": 0.002}, balance="ratio")
+    for event in events(run, "balance"):
+        moved = {name for name in event["after"] if event["after"][name] != event["before"][name]}
+        assert moved == set(event["reasons"]) == set(event["why"])
+    told = ld.diagnose(run)
+    assert told.treated is not None
+    assert [receipt.step for receipt in told.treated.receipts] == [event["step"] for event in events(run, "balance")]
+    assert run.meta["balance"] == "ratio"
+
+
 @dataclass(slots=True)
 class Harmful(Balancer):
     """Turns the velocity loss around."""
@@ -112,6 +141,8 @@ def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> No
     run, _ = train(model, 60, {}, balance="ratio", kinds={"flow": "other"})
     (stopped,) = events(run, "balance_stopped")
     assert "not exactly one velocity loss" in stopped["reason"]
+    (found,) = [finding for finding in ld.diagnose(run).findings if finding.code == "BAL802"]
+    assert str(found.message).startswith("The balancer ratio stopped at step 0: there is not exactly one velocity loss")
     assert len(run["loss/flow"]) == 60
 
 

@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossdoctor.errors import UsageError
-from lossdoctor.flow import TIME_SAMPLERS, LogitNormal, TimeSampler, Uniform
+from lossdoctor.flow import TIME_SAMPLERS, EdgeWeighted, LogitNormal, Stepwise, TimeMixture, TimeSampler, Uniform
 
-SAMPLERS = [Uniform(), LogitNormal(), LogitNormal(0.7, 0.4), LogitNormal(-2.0, 3.0)]
+SAMPLERS = [
+    Uniform(), LogitNormal(), LogitNormal(0.7, 0.4), LogitNormal(-2.0, 3.0),
+    EdgeWeighted(), EdgeWeighted(0.9, 7.5), EdgeWeighted(0.0, 1.0), Stepwise((3.0, 0.0, 0.25, 1.0, 0.0)),
+    TimeMixture(), TimeMixture((EdgeWeighted(), LogitNormal(1.0, 0.5), Uniform()), (2.0, 1.0, 1.0)),
+]  # fmt: skip
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 
 
@@ -27,13 +31,23 @@ def _seeded(seed: int = 0) -> torch.Generator:
 
 
 def _cdf(sampler: TimeSampler, t: np.ndarray) -> np.ndarray:
+    if isinstance(sampler, TimeMixture):
+        whole = sum(sampler.shares)
+        return sum(share / whole * _cdf(one, t) for one, share in zip(sampler.parts, sampler.shares, strict=True))
+    if isinstance(sampler, EdgeWeighted):
+        x = 2 * t - 1
+        favoured = (1 + np.sign(x) * np.abs(x) ** (sampler.power + 1)) / 2
+        return (1 - sampler.share) * t + sampler.share * favoured
+    if isinstance(sampler, Stepwise):
+        up_to = np.concatenate([[0.0], np.cumsum(sampler.shares)]) / sum(sampler.shares)
+        return np.interp(t, np.linspace(0, 1, len(up_to)), up_to)
     if isinstance(sampler, LogitNormal):
         return scipy.stats.norm.cdf(scipy.special.logit(t), sampler.mean, sampler.std)
     return scipy.stats.uniform.cdf(t)
 
 
 def test_catalogue_is_sorted() -> None:
-    assert list(TIME_SAMPLERS) == sorted(TIME_SAMPLERS) == ["logit_normal", "uniform"]
+    assert list(TIME_SAMPLERS) == sorted(TIME_SAMPLERS) == ["edge_weighted", "logit_normal", "mixture", "uniform"]
 
 
 @every_sampler
@@ -44,7 +58,7 @@ def test_drawn_times_follow_the_distribution(sampler: TimeSampler) -> None:
 
 @every_sampler
 def test_density_is_the_slope_of_the_distribution(sampler: TimeSampler) -> None:
-    t, h = np.linspace(0.02, 0.98, 97), 1e-6
+    t, h = np.linspace(0.0203, 0.9803, 97), 1e-6  # no step of a stepwise one among them
     slope = (_cdf(sampler, t + h) - _cdf(sampler, t - h)) / (2 * h)
     np.testing.assert_allclose(sampler.density(torch.from_numpy(t)).numpy(), slope, rtol=1e-6, atol=1e-9)
 
@@ -55,7 +69,7 @@ def test_density_integrates_to_one(sampler: TimeSampler) -> None:
         return sampler.density(torch.tensor(t, dtype=torch.float64)).item()
 
     # Cut where a wide logit-normal piles up against the ends.
-    pieces = [0.0, 1e-12, 1e-8, 1e-5, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-5, 1 - 1e-8, 1.0]
+    pieces = [0.0, 1e-12, 1e-8, 1e-5, 1e-3, 0.2, 0.4, 0.5, 0.6, 0.8, 1 - 1e-3, 1 - 1e-5, 1 - 1e-8, 1.0]
     total = sum(scipy.integrate.quad(at, *piece, limit=200)[0] for piece in itertools.pairwise(pieces))
     assert total == pytest.approx(1.0, abs=2e-3 if sampler == LogitNormal(-2.0, 3.0) else 1e-6)
 
@@ -79,6 +93,53 @@ def test_density_at_hostile_times(sampler: TimeSampler) -> None:
     assert inside.shape == (2, 3)
     assert inside.isfinite().all()
     assert (inside >= 0).all()
+
+
+def test_a_mean_with_weights_is_that_over_uniform_times() -> None:
+    """Of any function, where the weights have a variance; a mixture with a share of uniform times always has."""
+    samplers = [Uniform(), EdgeWeighted(), EdgeWeighted(0.9, 7.5), TimeMixture(), TimeMixture(shares=(0.5, 0.5))]
+    functions = (torch.ones_like, torch.square, lambda t: (t > 0.93).double(), lambda t: (9 * t).sin())
+    for sampler in samplers:
+        t, weight = sampler.weighted(100_000, generator=_seeded(), dtype=torch.float64)
+        for function in functions:
+            grid = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+            found = weight * function(t)
+            error = found.std().item() / math.sqrt(len(t)) + 1e-12
+            assert abs(found.mean().item() - function(grid).mean().item()) < 4 * error, (sampler, function)
+
+
+def test_weights_are_bounded_by_the_uniform_share() -> None:
+    t = torch.linspace(0, 1, 10_001)
+    assert TimeMixture().weight(t).max() == pytest.approx(10, rel=1e-5)
+    assert EdgeWeighted(0.75).weight(t).max() == pytest.approx(4, rel=1e-5)
+    assert Uniform().weight(t).tolist() == [1.0] * len(t)
+    assert LogitNormal().weight(torch.tensor([0.0])).isinf().all()
+
+
+@every_sampler
+def test_weights_come_from_the_times_before_rounding(sampler: TimeSampler) -> None:
+    t, weight = sampler.weighted(1000, generator=_seeded())
+    assert torch.equal(t, sampler.sample(1000, generator=_seeded()))
+    assert torch.equal(weight, sampler.density(t).reciprocal())
+    assert weight.isfinite().all(), "nothing is drawn where the density is 0"
+    narrow = sampler.weighted(1000, generator=_seeded(), dtype=torch.bfloat16)
+    assert torch.equal(narrow[0], t.bfloat16())
+    assert torch.equal(narrow[1], weight.bfloat16())
+
+
+@every_sampler
+def test_tenths_are_the_shares_of_the_tenths(sampler: TimeSampler) -> None:
+    edges = _cdf(sampler, np.linspace(1e-15, 1 - 1e-15, 11))
+    # A wide logit-normal piles up so near to the ends that a hundred points do not see all of it.
+    tolerance = 0.2 if sampler == LogitNormal(-2.0, 3.0) else 1e-3
+    np.testing.assert_allclose(sampler.tenths().numpy(), 10 * np.diff(edges), rtol=tolerance, atol=1e-3)
+
+
+def test_an_empty_bin_is_never_drawn() -> None:
+    sampler = Stepwise((0.0, 1e-9, 1.0, 0.0))
+    times = sampler.sample(100_000, generator=_seeded())
+    assert times.min() >= 0.25
+    assert times.max() <= 0.75
 
 
 def test_density_ends() -> None:
@@ -141,3 +202,18 @@ def test_swapping_the_ends_flips_the_mean(mean: float, std: float) -> None:
 def test_logit_normal_refuses_no_spread(settings: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="std > 0"):
         LogitNormal(*settings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: EdgeWeighted(1.0), lambda: EdgeWeighted(-0.1), lambda: EdgeWeighted(0.5, 0.0),
+        lambda: EdgeWeighted(0.5, math.inf), lambda: Stepwise(()), lambda: Stepwise((0.0, 0.0)),
+        lambda: Stepwise((1.0, -1.0)), lambda: Stepwise((math.nan,)), lambda: TimeMixture((), ()),
+        lambda: TimeMixture((Uniform(),), (0.5, 0.5)), lambda: TimeMixture((Uniform(),), (0.0,)),
+        lambda: TimeMixture(("uniform",), (1.0,)),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(wrong: object) -> None:
+    with pytest.raises(UsageError, match=r"(?s)expected:.*got:.*to do:"):
+        wrong()  # type: ignore[operator]

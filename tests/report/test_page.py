@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import html.parser
 import json
 import math
@@ -170,3 +171,37 @@ def test_pictures_of_the_run_are_inside_and_nothing_else_is(tmp_path: Path) -> N
     assert "data:image/png;base64," in page(run, diagnose(run))
     (tmp_path / "run" / "samples.png").write_bytes(b"<svg onload=alert(1)>")
     assert "data:image" not in page(run, diagnose(run))
+
+
+def balanced_run() -> Run:
+    writer = MemoryWriter({"losses": {"flow": "velocity", NASTY[0]: "distill"}, "balance": "ratio"})
+    for step in range(0, 400, 10):
+        factor = 0.25 if step > 100 else 1.0
+        values = {"weight/flow": 1.0, f"weight/{NASTY[0]}": 30 * factor, "balance/age": float(step)}
+        values |= {"loss/flow": 1.0, f"loss/{NASTY[0]}": 2.0}
+        writer.append([Record(step, values, full=True)])
+    after = {"flow": 1.0, NASTY[0]: 0.25}
+    change = {"kind": "balance", "step": 100, "balancer": "ratio", "before": dict.fromkeys(after, 1.0), "after": after}
+    writer.event(**change, predicted=dict.fromkeys(after, 0.5), reasons={NASTY[0]: NASTY[1]})
+    writer.event("balance_outcome", step=300, balancer="ratio", verdict="kept", losses_before=after, losses_after=after)
+    return writer.run()
+
+
+def test_the_receipts_of_a_balancer_are_told_with_the_weights() -> None:
+    run = balanced_run()
+    told = page(run, diagnose(run))
+    tags = Tags()
+    tags.feed(told)
+    assert tags.open == []
+    section = re.search(r'<section id="treatment">.*?</section>', told, re.DOTALL)
+    assert section is not None
+    shown = html.unescape(section[0])
+    assert "Balanced by ratio. Changes: 1, kept: 1, rolled back: 0" in shown
+    assert "由 ratio 平衡。调整 1 次，保留 1 次，撤回 0 次" in shown
+    assert 'data-marks="[100]"' in shown
+    assert all(f'"weight/{loss}"' in shown for loss in ("flow", NASTY[0]))
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", section[0])]
+    assert cells[:5] == ["100", NASTY[0], "1 -> 0.25", "x0.500", "0.250 -> 0.250"]
+    assert cells[-1] == NASTY[1], "a reason of a balancer's own"
+    assert NASTY[0] not in section[0]
+    assert 'id="treatment"' not in page(run_with("loss/flow"), diagnosis())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,7 @@ from lossdoctor.report.verdict.text import Verdict
 from lossdoctor.rules import RULES
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Skipped, say
 from lossdoctor.rules.fixes import ablate, scale_weight, warm_up_weight
+from lossdoctor.rules.receipts import treated
 
 SARIF = json.loads((Path(__file__).parent / "schemas" / "sarif-2.1.0.json").read_text(encoding="utf-8"))
 
@@ -51,6 +53,27 @@ def diagnosis(*findings: Finding, run: str = "runs/exp1") -> Diagnosis:
     return Diagnosis(run, 2500, 51, findings, ("NUM901", "VEL401"), skipped)
 
 
+TREATED = treated(
+    [
+        {
+            "kind": "balance", "step": step, "balancer": "ratio", "before": {"flow": 1.0, "dino": before, "kl": 1.0},
+            "after": {"flow": 1.0, "dino": before / 4, "kl": 1.0}, "predicted": {"flow": 1.4, "dino": 0.31},
+            "reasons": {"dino": "3 of flow, wanted 0.2 to 0.5"},
+            "why": {"dino": {"code": "band", "params": {"ratio": 3.0, "anchor": "flow", "low": 0.2, "high": 0.5}}},
+        } if kind == "balance" else {
+            "kind": kind, "step": step, "balancer": "ratio", "verdict": "rolled back" if step > 1000 else "kept",
+            "losses_before": {"flow": 0.61, "dino": 2.2}, "losses_after": {"flow": 0.55, "dino": 2.31},
+            "hurt": ["dino"] if step > 1000 else [],
+            "why": {"code": "rolled_back", "params": {"losses": "dino", "worse": 2.0}},
+        }
+        for kind, step, before in (
+            ("balance", 50, 1.0), ("balance_outcome", 250, 0.0), ("balance", 300, 0.25), ("balance_outcome", 500, 0.0),
+            ("balance", 550, 0.0625), ("balance_outcome", 750, 0.0), ("balance", 1000, 0.0156),
+            ("balance_outcome", 1200, 0.0), ("balance_stopped", 1200, 0.0),
+        )
+    ]
+)  # fmt: skip
+
 CASES = {
     "sick": diagnosis(
         finding(severity="error"),
@@ -59,6 +82,8 @@ CASES = {
     ),
     "many": diagnosis(*(finding(loss=f"loss{n}") for n in range(6))),
     "clear": diagnosis(),
+    "treated": replace(diagnosis(), treated=TREATED),
+    "untouched": replace(diagnosis(), treated=treated([], "pcgrad")),
     "nothing": Diagnosis("runs/empty", 0, 0, (), (), (("GRD101", Skipped(say("skip.short", least=12, found=0))),)),
 }
 

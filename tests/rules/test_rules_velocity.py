@@ -336,6 +336,21 @@ def test_healthy_logit_normal_times() -> None:
         assert [finding.severity for finding in told.findings] == ["info"]
 
 
+def test_times_that_are_not_those_of_the_sampler() -> None:
+    """The script names a uniform sampler, and a tenth stays empty; with a sampler that leaves it out it is a remark."""
+    rng = np.random.default_rng(5)
+    drawn = healthy() | counts([0.0, 0.2, *[0.1] * 8], rng)
+    told = {
+        asked: {f"flow/density_t{i}": [asked if i == 0 else 1.0] * STEPS for i in range(10)} for asked in (1.0, 0.0)
+    }
+    found = one(StarvedTimeBins(), drawn | told[1.0])
+    assert (found.severity, found.message.key) == ("warning", "rule.VEL404.declared")
+    assert "asks for 10 % there" in str(found.message)
+    as_asked = one(StarvedTimeBins(), drawn | told[0.0])
+    assert (as_asked.severity, as_asked.message.key) == ("info", "rule.VEL404.few")
+    assert one(StarvedTimeBins(), drawn).message.key == "rule.VEL404.few"
+
+
 def test_few_times_prove_nothing() -> None:
     short = {name: curve[:15] for name, curve in healthy().items() if "count" not in name}
     short |= {f"flow/count_t{i}": [1.0 if i < 9 else 0.0] * 15 for i in range(10)}

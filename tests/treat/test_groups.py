@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lossdoctor.errors import UsageError
-from lossdoctor.treat import param_groups, table
+from lossdoctor.treat import Audit, audit, param_groups, table
 
 
 class Model(nn.Module):
@@ -70,9 +70,66 @@ def test_the_table_counts_all() -> None:
     assert {row.name for row in rows} == {"backbone", "z_head", "flow_head"}
 
 
+def test_the_table_as_it_is_printed() -> None:
+    model = Model()
+    heads = {"z_head": model.z_head, "flow_head": model.flow_head}
+    groups = param_groups(model, heads, lr=1e-3, layers=list(model.blocks), layer_decay=0.5)
+    assert groups.table("en").splitlines() == [
+        "group          rate  weight decay  tensors  elements",
+        "backbone   0.000125             0        4        80",
+        "backbone   0.000125          0.01        1        64",
+        "backbone    0.00025          0.01        1        64",
+        "backbone    0.00025             0        3        24",
+        "backbone     0.0005          0.01        1        64",
+        "backbone     0.0005             0        3        24",
+        "z_head        0.003             0        2        36",
+        "flow_head     0.003             0        2        18",
+        "total                                   17       374",
+    ]
+    assert groups.table("zh-CN").splitlines()[0].split() == ["参数组", "学习率", "权重衰减", "张量数", "元素数"]
+    assert groups.table("en").splitlines()[-1].split() == ["total", "17", "374"]
+    assert param_groups(nn.Linear(2, 2), {"[bold]odd": nn.Linear(2, 2)}, lr=1.0).table("en").count("[bold]odd") == 1
+
+
+def test_a_part_has_its_own_rate_and_a_head_in_it_stays_a_head() -> None:
+    model = Model()
+    groups = groups_of(model, parts={"middle": (model.blocks[1], 2.0), "whole": (model.z_head, 7.0)})
+    assert rate(groups, model.blocks[1][0].weight) == pytest.approx((2e-3, 0.01))
+    assert rate(groups, model.blocks[1][0].bias) == pytest.approx((2e-3, 0.0))
+    assert rate(groups, model.z_head.weight) == pytest.approx((3e-3, 0.0))
+    assert rate(groups, model.blocks[0][0].weight) == (1e-3, 0.01)
+    assert {row.name for row in table(groups)} == {"backbone", "middle", "z_head", "flow_head"}
+    for wrong in (
+        {"a": (model.blocks[0], 1.0), "b": (model.blocks, 1.0)}, {"a": (model.blocks, 0.0)},
+        {"z_head": (model.blocks, 1.0)}, {"backbone": (model.blocks, 1.0)},
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=r"(?s)expected:.*got:"):
+            groups_of(model, parts=wrong)
+
+
+def test_own_groups_are_without_complaint() -> None:
+    model, head = Model(), nn.Linear(8, 3)
+    groups = param_groups(model, {"own": head}, lr=1.0, layers=list(model.blocks), layer_decay=0.9)
+    assert groups.audit(model, head).ok
+    assert audit(torch.optim.AdamW(groups).param_groups, model, head) == Audit()
+
+
+def test_an_audit_names_what_is_wrong() -> None:
+    model = Model()
+    held = [p for p in model.parameters() if p is not model.z_head.bias]
+    groups = [{"params": held}, {"params": [model.words.weight, nn.Parameter(torch.zeros(3))]}]
+    found = audit(groups, model)
+    assert found == Audit(("z_head.bias",), ("words.weight",), ("frozen.weight", "frozen.bias"), 1)
+    assert not found.ok
+    assert audit([{"params": []}], nn.Linear(1, 1)).missing == ("weight", "bias")
+    assert audit([{"params": []}], nn.Linear(1, 1).requires_grad_(False)).ok
+    twice = list(nn.Linear(2, 2).parameters())
+    assert audit([{"params": [twice[0], twice[0]]}], nn.ParameterList(twice)).twice == ("0",)
+
+
 def test_what_cannot_be_is_refused() -> None:
     model = Model()
-    with pytest.raises(UsageError, match=r"(?s)A parameter has one head.*'a' and 'b'"):
+    with pytest.raises(UsageError, match=r"(?s)A parameter has one head, or one part.*'a' and 'b'"):
         param_groups(model, {"a": model.z_head, "b": model.z_head}, lr=1.0)
     for wrong in (
         dict(lr=0.0),

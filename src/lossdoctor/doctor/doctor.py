@@ -31,6 +31,7 @@ from lossdoctor.doctor.rollout import STEPS, Rollout
 from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.doctor.trial import trial_of
 from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.flow.times import TimeSampler
 from lossdoctor.kinds import checked_kinds
 from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
@@ -52,7 +53,7 @@ from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
-from lossdoctor.treat import Balancer, Weighting, balancer
+from lossdoctor.treat import Balancer, Ramp, Weighting, at_step, balancer
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -130,6 +131,7 @@ class Doctor:
         self._closed_at = math.nan
         rank = 0 if ranks is None else ranks.rank
         self._weights: Mapping[str, float | Tensor] = {}
+        self._schedules: set[str] = set()
         self._pending = Pending()
         self._last_flow: FlowBatch | None = None
         self._rolled_out = False
@@ -151,6 +153,8 @@ class Doctor:
             **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
+        for name, ramp in ({} if trial is None else trial.schedules).items():
+            self.scheduled(name, ramp)
         if passed_over and gradients != "auto":
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
         self._treatment = None if balance is None else self._treated(balancer(balance))
@@ -181,6 +185,7 @@ class Doctor:
             )
         # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
         self._patient.linearity.derives = False
+        self._out.describe(balance=wanted.name)
         return Treatment(wanted, self._out)
 
     def _met(self, ranks: Ranks) -> Meeting:
@@ -207,6 +212,7 @@ class Doctor:
         cond: Any = None,
         velocity: Velocity | None = None,
         t_source: float = 0.0,
+        times: TimeSampler | None = None,
     ) -> None:
         """As `lossdoctor.flow`."""
         if (examination := self._listening("velocity")) is not None:
@@ -218,6 +224,15 @@ class Doctor:
                 examination.capture.add_flow(
                     v_pred, v_target, t, **ends, cond=cond, velocity=velocity, t_source=t_source
                 )
+                if times is not None:
+                    self._drawn_by(times, v_pred.device, t_source)
+
+    def _drawn_by(self, times: TimeSampler, device: torch.device, t_source: float) -> None:
+        """The density of the sampler, by tenths of the way from source to target."""
+        heights = times.tenths(device)
+        for tenth, height in enumerate(heights if t_source == 0 else heights.flip(0)):
+            self._pending.add(self._out.step, f"flow/density_t{tenth}", height)
+        self._out.tell("times", "sampler", repr(times))
 
     def posterior(
         self, mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None
@@ -257,6 +272,12 @@ class Doctor:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
+    def scheduled(self, name: str, ramp: Ramp) -> None:
+        """Note that `name` follows a schedule, and until which step: no rule judges it before. Once per name."""
+        if not self._closed and name not in self._schedules:
+            self._schedules.add(name)
+            self._out.event("schedule", target=name, schedule=repr(ramp), until=getattr(ramp, "steps", None))
+
     def not_handed_in(self, what: str) -> None:
         """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
         self._out.pass_over(
@@ -267,7 +288,7 @@ class Doctor:
     def backward(
         self,
         losses: Mapping[str, Tensor | float | None] | Compute,
-        weights: Mapping[str, float | Tensor] | None = None,
+        weights: Mapping[str, float | Tensor | Ramp] | None = None,
         *,
         backward: Callable[[Tensor], object] | None = None,
         scaler: Any = None,
@@ -275,7 +296,8 @@ class Doctor:
         """One ordinary backward of sum_i w_i L_i; on a due step the gradient of each loss is measured before it.
 
         losses: name to loss, or a function that computes them, which gradients="finite-difference" calls twice more at
-        a due step; None is skipped, a vector is averaged. weights: 1 where not given. backward: called with the total
+        a due step; None is skipped, a vector is averaged. weights: 1 where not given; a schedule such as `treat.WarmUp`
+        is asked at every optimizer step, until `close`, and the rules wait for its end. backward: called with the total
         instead of `total.backward()`, for Accelerate. scaler: a GradScaler. May be called several times per optimizer
         step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
@@ -286,7 +308,10 @@ class Doctor:
             again = self._about_to(losses)
             losses = losses()
         given = named_losses(losses)
-        factors = named_weights(losses, given, weights or {})
+        numbers, ramps = at_step(weights or {}, self._out.step)
+        for name, ramp in ramps.items():
+            self.scheduled(f"weight/{name}", ramp)
+        factors = named_weights(losses, given, numbers)
         if self._trial is not None:
             factors = self._trial.experiment.weights(losses, factors, self._out.step)
         if self._treatment is not None:

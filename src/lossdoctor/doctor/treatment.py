@@ -14,6 +14,7 @@ from torch import Tensor
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.treat import Balancer, Measured, measured
 from lossdoctor.treat.balancer import Factors
+from lossdoctor.treat.reason import as_data, reason
 
 JUDGED_AFTER = 4
 """Measured steps after which a change is judged."""
@@ -45,6 +46,7 @@ class Treatment:
     _set_at: int = 0
     _base: dict[str, float] = field(default_factory=dict)
     _told: Factors = field(default_factory=dict)
+    _why: dict[str, str] = field(default_factory=dict)
     _open: _Change | None = None
     _seen: dict[str, deque[float]] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Treatment:
         advice = self.balancer.advise(seen, before)
         if advice.stopped is not None:
             self.off = advice.stopped
-            self.out.event("balance_stopped", balancer=self.balancer.name, reason=advice.stopped, factors=before)
+            self._stop(advice.stopped, before)
             return
         if not all(map(math.isfinite, advice.factors.values())):
             return
@@ -95,6 +97,7 @@ class Treatment:
         return {**own, "balance/age": float(step - self._set_at)}
 
     def _receipt(self, seen: Measured, reasons: Mapping[str, str]) -> None:
+        self._why.update(reasons)
         told = {name: self._told.get(name, 1.0) for name in seen.names}
         moved = [name for name in seen.names if abs(self.factors.get(name, 1.0) - told[name]) > TOLD * abs(told[name])]
         if not moved or self._open is not None:
@@ -102,13 +105,21 @@ class Treatment:
         after = {name: self.factors.get(name, 1.0) for name in seen.names}
         self._open = _Change(told, {name: _middle(self._seen[name]) for name in seen.names}, seen.step)
         self._told = after
+        own = {name: self._why[name] for name in moved if name in self._why}
+        self._why.clear()
+        changes = ", ".join(
+            f"{name} {told[name]:.3g} -> {after[name]:.3g}" + (f" ({own[name]})" if name in own else "")
+            for name in moved
+        )
         self.out.event(
             "balance",
             balancer=self.balancer.name,
             before=told,
             after=after,
-            reasons=dict(reasons),
+            reasons={name: str(why) for name, why in own.items()},
+            why={name: data for name, why in own.items() if (data := as_data(why)) is not None},
             predicted=_predicted(seen, told, after),
+            message=reason("told", balancer=self.balancer.name, changes=changes),
         )
 
     def _judge(self, seen: Measured) -> bool:
@@ -125,13 +136,25 @@ class Treatment:
         self._open = None
         verdict = "rolled back" if hurt else "kept"
         told = {"of_step": change.step, "losses_before": dict(change.losses), "losses_after": now, "hurt": hurt}
-        self.out.event("balance_outcome", balancer=self.balancer.name, verdict=verdict, **told)
+        message = reason(
+            f"told.{verdict.replace(' ', '_')}",
+            balancer=self.balancer.name,
+            step=change.step,
+            **({"losses": ", ".join(hurt), "worse": WORSE} if hurt else {}),
+        )
+        self.out.event("balance_outcome", balancer=self.balancer.name, verdict=verdict, **told, message=message)
         if not hurt:
             return False
         self.factors, self._told, self._set_at = dict(change.before), dict(change.before), seen.step
-        self.off = f"a change was rolled back: {', '.join(hurt)} became more than {WORSE:g} times as large"
-        self.out.event("balance_stopped", balancer=self.balancer.name, reason=self.off, factors=self.factors)
+        self._stop(reason("rolled_back", losses=", ".join(hurt), worse=WORSE), self.factors)
         return True
+
+    def _stop(self, why: str, factors: Factors) -> None:
+        self.off = str(why)
+        name = self.balancer.name
+        message = reason("told.stopped", balancer=name, reason=str(why))
+        told = {"reason": str(why), "why": as_data(why), "factors": factors}
+        self.out.event("balance_stopped", balancer=name, **told, message=message)
 
 
 def _predicted(seen: Measured, before: Factors, after: Factors) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lossdoctor.probe.experiment import Experiment, Rates, current, rates
+from lossdoctor.treat import WarmUp
 
 
 @dataclass(slots=True)
@@ -33,6 +35,12 @@ class Trial:
     def balance(self) -> str | None:
         """The balancer the arm asks for."""
         return next((change.target for change in self.experiment.arm.of("balance")), None)
+
+    @property
+    def schedules(self) -> dict[str, WarmUp]:
+        """The warm-ups of the arm, by the weights they move."""
+        warm_ups = self.experiment.arm.of("warmup")
+        return {f"weight/{change.target}": WarmUp(math.ceil(change.value)) for change in warm_ups}
 
     def stepped(self) -> bool:
         """Count a step; whether it was the last. Raises UsageError after the first for what the script lacks."""

@@ -16,13 +16,14 @@ from lossdoctor.flow.paths import (
     source_time,
 )
 from lossdoctor.flow.solvers import SOLVERS, Field, Solver, dopri5, integrate, observed_order, trajectory
-from lossdoctor.flow.times import TIME_SAMPLERS, LogitNormal, TimeSampler, Uniform
+from lossdoctor.flow.times import TIME_SAMPLERS, EdgeWeighted, LogitNormal, Stepwise, TimeMixture, TimeSampler, Uniform
 
 __all__ = [
     "PATHS",
     "SOLVERS",
     "TIME_SAMPLERS",
     "Coefficients",
+    "EdgeWeighted",
     "Field",
     "Linear",
     "LogitNormal",
@@ -31,6 +32,8 @@ __all__ = [
     "Polynomial",
     "Scheduled",
     "Solver",
+    "Stepwise",
+    "TimeMixture",
     "TimeSampler",
     "Trigonometric",
     "Uniform",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch._compile import _disable_dynamo
 from lossdoctor.probe.compiled import in_one_piece
 from lossdoctor.probe.experiment import current
 from lossdoctor.probe.snapshot import Velocity
+
+if TYPE_CHECKING:  # `lossdoctor.flow` is at once the mathematics and the function below: it looks here for that
+    from lossdoctor.flow.times import TimeSampler
 
 T = TypeVar("T")
 
@@ -114,17 +117,19 @@ def flow(
     cond: Any = None,
     velocity: Velocity | None = None,
     t_source: float = 0.0,
+    times: TimeSampler | None = None,
 ) -> None:
     """Hand in one batch of a velocity (flow-matching) loss.
 
     v_pred, v_target: (B, ...), the regression pair. t: (B,), (B, 1), (B, 1, 1, 1) or a scalar, in [0, 1]. x_t, z0, z1:
     (B, ...), the point on the path and its ends. cond: the condition, a tensor or a nest of tensors with leading B.
     velocity: the field as inference calls it, velocity(x, t, cond) with t shaped as given here; enables the condition,
-    time and field probes. t_source: the t of the source end, 1.0 for code where t = 0 is data.
+    time and field probes. t_source: the t of the source end, 1.0 for code where t = 0 is data. times: the sampler that
+    drew t; the run then tells its density.
     Raises ShapeError when the shapes would broadcast and UsageError when t leaves [0, 1], both only on the first step.
     """
-    more = {"x_t": x_t, "z0": z0, "z1": z1, "cond": cond, "velocity": velocity, "t_source": t_source}
-    _reached("flow", v_pred, v_target, t, **more)
+    more = {"x_t": x_t, "z0": z0, "z1": z1, "cond": cond, "velocity": velocity}
+    _reached("flow", v_pred, v_target, t, **more, t_source=t_source, times=times)
 
 
 def posterior(mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None) -> None:

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from torch.optim import AdamW
 
 from lossdoctor.reference.config import ReferenceConfig
 from lossdoctor.reference.system import System
+from lossdoctor.treat import param_groups
 
 
 def parameter_groups(system: System, config: ReferenceConfig) -> list[dict[str, Any]]:
-    """Groups with `lr` and `weight_decay`: heads apart, and no decay on biases, norms and embeddings.
+    """Groups with `lr` and `weight_decay`: heads apart, the picture student at its own rate; see `treat.param_groups`.
 
-    Every trainable parameter is in exactly one group.
+    peak_lr: of each group, which `set_rate` scales.
     """
     settings = config.train
-    heads = {id(p) for head in system.heads().values() for p in head.parameters()}
-    embeddings = {id(p) for m in system.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    student = {id(p) for p in system.student.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in system.parameters():
-        if not parameter.requires_grad:
-            continue
-        scale, decay = 1.0, settings.weight_decay
-        if id(parameter) in heads:
-            scale, decay = settings.head_lr_scale, 0.0
-        elif id(parameter) in student:
-            scale = config.distill.lr_scale
-        if parameter.ndim < 2 or id(parameter) in embeddings:
-            decay = 0.0
-        groups.setdefault((settings.lr * scale, decay), []).append(parameter)
-    return [{"params": members, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), members in groups.items()]
+    groups = param_groups(
+        system,
+        system.heads(),
+        lr=settings.lr,
+        lr_scale=settings.head_lr_scale,
+        weight_decay=settings.weight_decay,
+        parts={"student": (system.student, config.distill.lr_scale)},
+    )
+    return [{**group, "peak_lr": group["lr"]} for group in groups]
 
 
 def build_optimizer(system: System, config: ReferenceConfig) -> AdamW:

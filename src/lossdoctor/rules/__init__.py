@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lossdoctor.rules.bal801_ratio_out_of_band import RatioOutOfBand
+from lossdoctor.rules.bal802_balancer_stopped import BalancerStopped
 from lossdoctor.rules.cnd601_condition_unused import ConditionUnused
 from lossdoctor.rules.cnd602_null_rate import NullRate
 from lossdoctor.rules.dst201_sharp_teacher import SharpTeacher
@@ -95,6 +96,7 @@ __all__ = [
 
 RULES: tuple[type[Rule], ...] = (
     RatioOutOfBand,
+    BalancerStopped,
     ConditionUnused,
     NullRate,
     SharpTeacher,

@@ -26,6 +26,7 @@ class RatioOutOfBand(Rule):
     Evidence: `grad_weighted` of a distillation over that of the velocity outside `distill_low` to `distill_high`, or of
     a KL outside `kl_low` to `kl_high`, in most steps after the warm-up. A warning when it is `far` times beyond its
     band, for a KL above it `kl_far` times; else a remark, as is a KL below its band, whatever its size.
+    Steps before a schedule has ended, or a ratio controller has come near its last factor, are not judged.
     Fix: the ratio controller, or the factor that brings the weight back into the band.
     Ignore when: the run does what it should. The band is a good beginning and no law: a KL at 1e-6 is usual where only
     a reconstruction depends on it.
@@ -72,6 +73,9 @@ class RatioOutOfBand(Rule):
                 found.append(self._finding(run, kind, ratio, above, strong, below_band=False))
             else:
                 tests += [below.p, above.p]
+        waiting = next(filter(None, map(run.waits_for, bands)), None)
+        if not found and waiting is not None:
+            return Skipped(waiting, say("enable.longer"))
         return outcome(found, tests)
 
     def _finding(

@@ -29,8 +29,9 @@ class Message:
     params: dict[str, Any] = field(default_factory=dict)
 
     def text(self, lang: str = "en") -> str:
-        """The sentence in a language."""
-        return text(self.key, lang, **self.params)
+        """The sentence in a language. A parameter that is a message itself is told in the same one."""
+        told = {name: one.text(lang) if isinstance(one, Message) else one for name, one in self.params.items()}
+        return text(self.key, lang, **told)
 
     def __str__(self) -> str:
         return self.text()

@@ -33,8 +33,9 @@ class WeakGradient(Rule):
     than a reconstruction is not asked, and is only mentioned while the posterior stays near the prior.
     Fix: raise the weight by 2 or 4, or as far as the numbers say; check the temperatures; a higher rate for the head of
     this loss; GradNorm or PCGrad.
-    Ignore when: the loss has reached its floor. A distillation that says what its teacher says, a posterior that is the
-    prior and a velocity that is exact are left out for this reason.
+    Ignore when: its schedule has not ended; steps before that are not judged. Or the loss has reached its floor. A
+    distillation that says what its teacher says, a posterior that is the prior and a velocity that is exact are left
+    out for this reason.
     Confirm: weight:<loss>*4
     """
 
@@ -70,6 +71,10 @@ class WeakGradient(Rule):
                 tests.append(test.p)
         if longest < LEAST:
             return Skipped(say("skip.short", least=LEAST, found=longest), say("enable.longer"))
+        shapes = _shapes_a_source(run)
+        waits = (why for kind in limits if kind != "kl" or shapes if (why := run.waits_for(kind)) is not None)
+        if not found and (waiting := next(waits, None)) is not None:
+            return Skipped(waiting, say("enable.longer"))
         return outcome(found, tests)
 
     def _finding(self, run: RunView, loss: str, ratio: Series, limit: float, p: float) -> Finding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.rule import Rule
-from lossdoctor.rules.velocity import visits
+from lossdoctor.rules.velocity import declared, visits
 from lossdoctor.rules.view import RunView, span
 
 _ENOUGH = 100_000
@@ -26,7 +26,8 @@ class StarvedTimeBins(Rule):
     Cause: times drawn from a narrow or shifted distribution, or clamped, scaled or rounded by mistake.
     Evidence: over the run, a tenth of [0, 1] got less than `starved` of all times, by a binomial test. Two such tenths
     or more are a warning; one, or a tenth under `few`, is only mentioned: the usual logit-normal times give 0.014 to
-    each end, and shifted ones still less.
+    each end, and shifted ones still less. Where the script names its sampler to `ld.flow` and that asks for `other`
+    times as many, these are not its times, which is a warning in any case.
     Fix: mix in some uniform times, for example one sample in ten; check the range of t.
     Ignore when: sampling does not go there either: a network for one part of the path, or times that inference shifts
     in the same way. Times from a short list, as in training for a few steps, are not judged.
@@ -40,6 +41,7 @@ class StarvedTimeBins(Rule):
     starved: float = 0.005  # docs/log.md, the clinic: logit-normal times of width 0.3 leave six tenths under 0.0025
     few: float = 0.02  # a standard logit-normal, common and healthy, gives each end 0.014
     several: int = 2  # tenths; a single one is what a shifted logit-normal for large pictures leaves out
+    other: float = 3.0  # times the share found; the binomial test has ruled out chance
     alpha: float = 0.001  # of the binomial test, ten of them; 2,000 times with none in a tenth have p = 4e-5
 
     def check(self, run: RunView) -> Outcome:
@@ -60,9 +62,13 @@ class StarvedTimeBins(Rule):
         many = len(starved) >= self.several
         worst = min(named, key=lambda i: shares[i])
         counted = span(run[f"flow/count_t{worst}"])
+        asked = sum(wanted[i] for i in named) if (wanted := declared(run)) is not None else 0.0
+        others = asked > self.other * sum(shares[i] for i in named)
+        sentence = "rule.VEL404.declared" if others else "rule.VEL404" if many else "rule.VEL404.few"
         finding = self.finding(
             say(
-                "rule.VEL404" if many else "rule.VEL404.few",
+                sentence,
+                asked=100 * asked,
                 ranges=", ".join(f"{first:g}-{last:g}" for first, last in _joined(named)),
                 percent=100 * sum(shares[i] for i in named),
                 even=10 * len(named),
@@ -73,8 +79,8 @@ class StarvedTimeBins(Rule):
             ],
             causes=(Cause("time-sampling"),),
             fixes=(edit("mix_uniform_times"),),
-            severity="warning" if many else "info",
-            certainty="likely" if many else "suspected",
+            severity="warning" if many or others else "info",
+            certainty="likely" if many or others else "suspected",
             p=min(1.0, 10 * max(tests[i] for i in starved)) if many else None,
         )
         return outcome([finding])

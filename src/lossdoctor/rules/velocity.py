@@ -131,6 +131,12 @@ def visits(run: RunView) -> tuple[list[float], int]:
     return [x / total for x in sums], int(n)
 
 
+def declared(run: RunView) -> list[float] | None:
+    """The share of all times that the sampler asks for in each tenth, where the script named it to `ld.flow`."""
+    asked = [middle(run[f"flow/density_t{i}"].finite) for i in _BINS]
+    return [share / len(asked) for share in asked] if all(map(math.isfinite, asked)) else None
+
+
 # What explains a mismatch?
 
 

@@ -17,6 +17,9 @@ from lossdoctor.curves import ends
 from lossdoctor.keys import Key, describe
 from lossdoctor.kinds import guess_kind
 from lossdoctor.record import Series
+from lossdoctor.rules.finding import Message, say
+from lossdoctor.rules.receipts import Treated, treated
+from lossdoctor.rules.schedules import SETTLING, TEMPERATURES, ends_of, full_from, near_from, still_rises
 
 WARM_UP = 0.1
 """Share of the run's steps that no rule judges: in the reference system rates and temperatures settle in it."""
@@ -25,7 +28,7 @@ LEAST = 12
 """Measured steps below which no statement about a whole run is made. A sign test on 12 agreeing values has p = 0.0002,
 which survives the control of false discoveries among about 200 tests."""
 
-_FULL = 0.9
+_OF_TEMPERATURES = ("ent/", "distill/")
 _LOSS = "loss/"
 
 
@@ -129,8 +132,13 @@ class RunView(Mapping[str, Series]):
     # Curves
 
     def settled(self, name: str, *, loss: str | None = None) -> Series:
-        """Finite values after the warm-up, and with `loss`, after the weight of that loss has reached its full size."""
+        """Finite values after the warm-up; with `loss`, after its weight has reached its full size.
+
+        What tells of temperatures begins after their schedule, where the script has declared one.
+        """
         start = self.begins if loss is None else max(self.begins, self.full_weight_from(loss))
+        if name.startswith(_OF_TEMPERATURES):
+            start = max(start, self._temperatures_from)
         curve = self[name].finite
         kept = curve.steps >= start
         return Series(curve.steps[kept], curve.values[kept])
@@ -179,20 +187,63 @@ class RunView(Mapping[str, Series]):
         """The losses of one kind."""
         return tuple(name for name, own in self.losses.items() if own == kind)
 
-    def full_weight_from(self, loss: str) -> int:
-        """The first step from which the weight of a loss stays within 10 % of where it ends, or above it.
+    def full_weight_from(self, loss: str) -> float:
+        """The first step from which a loss is judged: its weight has come to where it ends.
 
-        0 when no weight was recorded. A loss is not judged on a schedule that has not begun.
+        That is after a schedule that the script declared, once a ratio controller has brought it near its end, and from
+        where the weight stays within 10 % of its last value or above it. Infinite for a weight that still rises, 0 when
+        nothing is known.
         """
+        return max(self._weight_from(loss), self._treated_from(loss), self._declared.get(f"weight/{loss}", 0))
+
+    def _weight_from(self, loss: str) -> float:
         weight = self[f"weight/{loss}"].finite
-        if not len(weight):
-            return 0
-        size = np.abs(weight.values)
-        small = size < _FULL * size[-1]
-        if not small.any():
-            return int(weight.steps[0])
-        # The last weight is never below itself, so there is a step after the last small one.
-        return int(weight.steps[int(np.flatnonzero(small)[-1]) + 1])
+        # What a balancer makes of a weight is no warm-up.
+        balanced = f"balance/{loss}" in self
+        return math.inf if not balanced and still_rises(weight) else full_from(weight)
+
+    @functools.cached_property
+    def treated(self) -> Treated | None:
+        """What a balancer did; None without one."""
+        unknown = "?" if "balance/age" in self else None
+        return treated(self.events, str(self.meta.get("balance") or "") or unknown)
+
+    def _treated_from(self, loss: str) -> int:
+        settles = self.treated is not None and self.treated.balancer in SETTLING
+        return near_from(self[f"balance/{loss}"].finite) if settles else 0
+
+    @functools.cached_property
+    def _declared(self) -> dict[str, float]:
+        return ends_of(self.events)
+
+    @functools.cached_property
+    def _temperatures_from(self) -> float:
+        return max((self._declared.get(name, 0) for name in TEMPERATURES), default=0)
+
+    def waits_for(self, kind: str | None = None) -> Message | None:
+        """Why a loss of this kind, or of any, has too few steps to be judged by although the run has enough; None else.
+
+        A schedule that has not ended, or only just; a weight that still rises; a balancer still at work.
+        """
+        if self._left(self.begins) < LEAST:
+            return None
+        for loss in self.losses if kind is None else self.of_kind(kind):
+            ends = {loss: self._declared.get(f"weight/{loss}", 0)}
+            if self.losses[loss] == "distill":
+                ends |= {name: self._declared.get(name, 0) for name in TEMPERATURES}
+            name = max(ends, key=lambda one: ends[one])
+            if self._left(ends[name]) < LEAST:
+                key = "skip.scheduled" if math.isfinite(ends[name]) else "skip.endless"
+                what = f"weight/{loss}" if name == loss else name
+                return say(key, what=what, step=ends[name], last=self.last_step)
+            if self._left(self._treated_from(loss)) < LEAST:
+                return say("skip.balancing", loss=loss, step=self._treated_from(loss))
+            if self._left(self._weight_from(loss)) < LEAST:
+                return say("skip.ramping", loss=loss)
+        return None
+
+    def _left(self, start: float) -> int:
+        return int(np.sum(self.steps >= start))
 
     def weighted(self, loss: str) -> bool:
         """Whether the loss takes part at the end: its weight, where one was recorded, is not 0."""

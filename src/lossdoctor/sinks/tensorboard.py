@@ -57,8 +57,10 @@ class TensorBoard(Sink):
         self._writer.flush()
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """One text: the event as indented JSON, which Markdown shows as it is."""
-        text = "    " + json.dumps(event, indent=4, default=repr).replace("\n", "\n    ")
+        """One text: what the event says in words, if it does, and all of it as indented JSON, shown as it is."""
+        said = event.get("message")
+        text = f"{said}\n\n    " if isinstance(said, str) else "    "
+        text += json.dumps(event, indent=4, default=repr).replace("\n", "\n    ")
         tag = _tag(f"lossdoctor/{event.get('kind', 'event')}")
         self._writer.add_text(tag, text, event.get("step"), walltime=event.get("time"))
         self._writer.flush()

@@ -11,16 +11,19 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.cosine import CosineWeighting
 from lossdoctor.treat.gradnorm import GradNorm
-from lossdoctor.treat.groups import param_groups, table
+from lossdoctor.treat.groups import Audit, Groups, audit, param_groups, table
 from lossdoctor.treat.measured import Measured, measured
 from lossdoctor.treat.pcgrad import PCGrad
 from lossdoctor.treat.ratio import RatioController
-from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
+from lossdoctor.treat.scheduled import at_step, scheduled
+from lossdoctor.treat.schedules import BetaTarget, Cyclical, Ramp, WarmUp, free_bits, teacher_warm_up
+from lossdoctor.treat.times import LossAdaptive
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
-    "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
-    "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups", "table",
+    "BALANCERS", "Advice", "Audit", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Groups",
+    "LossAdaptive", "Measured", "PCGrad", "Ramp", "RatioController", "WarmUp", "Weighted", "Weighting", "at_step",
+    "audit", "balancer", "free_bits", "measured", "param_groups", "scheduled", "table", "teacher_warm_up",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {

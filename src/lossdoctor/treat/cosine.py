@@ -9,6 +9,7 @@ from typing import Any
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.measured import Measured, cosines
+from lossdoctor.treat.reason import reason
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class CosineWeighting(Balancer):
         current = {name: float(factors.get(name, 1.0)) for name in seen.names}
         main = seen.of_kind(self.main)
         if main is None:
-            return Advice(current, {}, f"there is not exactly one {self.main} loss to agree with")
+            return Advice(current, {}, reason("no_main", kind=self.main))
         with_main = cosines(seen.gram)[main]
         reasons = {}
         for i, name in enumerate(seen.names):
@@ -46,7 +47,7 @@ class CosineWeighting(Balancer):
             mean = self._mean[name] = self.memory * self._mean.get(name, cosine) + (1 - self.memory) * cosine
             current[name] = max(self.floor, min(1.0, 1.0 + mean * (1.0 - self.floor)))
             if mean < 0:
-                reasons[name] = f"mean cosine {mean:.2f} with {seen.names[main]}"
+                reasons[name] = reason("cosine", cosine=mean, main=seen.names[main])
         return Advice(current, reasons)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.measured import Matrix, Measured, state_of
+from lossdoctor.treat.reason import reason
 
 
 def gradient(weights: Matrix, norms: Matrix, losses: Matrix, first: Matrix, alpha: float) -> Matrix:
@@ -52,7 +53,7 @@ class GradNorm(Balancer):
             self._first, self._names = seen.losses, seen.names
         told = dict(zip(seen.names, current.tolist(), strict=True))
         if (self._first <= 0).any() or (seen.losses <= 0).any():
-            return Advice(told, {}, "a loss is not positive, so that its relative fall has no meaning")
+            return Advice(told, {}, reason("not_positive"))
         weights, norms = current * seen.weights, seen.norms
         used = (weights > 0) & (norms > 0)
         if used.sum() < 2:
@@ -63,7 +64,7 @@ class GradNorm(Balancer):
         moved *= w.sum() / moved.sum()
         after = current.copy()
         after[used] = current[used] * moved / w
-        reasons = {name: f"relative fall {value:.3g}" for name, value in zip(
+        reasons = {name: reason("fall", value=value) for name, value in zip(
             np.array(seen.names)[used].tolist(), (seen.losses / self._first)[used].tolist(), strict=True
         )}  # fmt: skip
         return Advice(dict(zip(seen.names, after.tolist(), strict=True)), reasons)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.measured import Matrix, Measured
+from lossdoctor.treat.reason import reason
 
 
 def coefficients(gram: Matrix, order: np.random.Generator) -> Matrix:
@@ -42,5 +43,5 @@ class PCGrad(Balancer):
         weighted = seen.gram * np.outer(seen.weights, seen.weights)
         found = coefficients(weighted, np.random.default_rng((self.seed, seen.step)))
         after = dict(zip(seen.names, found.tolist(), strict=True))
-        reasons = {name: "opposed by another loss" for name, c in after.items() if abs(c - 1) > 1e-12}
+        reasons = {name: reason("opposed") for name, c in after.items() if abs(c - 1) > 1e-12}
         return Advice(after, reasons)

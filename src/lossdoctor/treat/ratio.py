@@ -12,6 +12,7 @@ import numpy as np
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.measured import Matrix, Measured, state_of
+from lossdoctor.treat.reason import reason
 
 BANDS: Mapping[str, tuple[float, float]] = {"distill": (0.2, 0.5), "kl": (0.1, 0.3)}
 """The method's: norm of the weighted gradient over that of the velocity's, by kind."""
@@ -54,7 +55,7 @@ class RatioController(Balancer):
         current = {name: float(factors.get(name, 1.0)) for name in seen.names}
         anchor = seen.of_kind(self.anchor)
         if anchor is None:
-            self._stopped = f"there is not exactly one {self.anchor} loss to compare with"
+            self._stopped = reason("no_anchor", kind=self.anchor)
         if self._stopped is not None or anchor is None:
             return Advice(current, {}, self._stopped)
         strength = self._strength(seen, current)
@@ -73,7 +74,7 @@ class RatioController(Balancer):
             wanted = math.sqrt(low * high) / ratio if math.isfinite(ratio) and ratio > 0 else math.nan
             moved = self._moved(name, current[name], wanted)
             if moved != current[name]:
-                reasons[name] = f"{ratio:.3g} of {seen.names[anchor]}, wanted {low:g} to {high:g}"
+                reasons[name] = reason("band", ratio=ratio, anchor=seen.names[anchor], low=low, high=high)
                 current[name] = moved
         return Advice(current, reasons, self._stopped)
 
@@ -87,12 +88,12 @@ class RatioController(Balancer):
 
     def _moved(self, name: str, factor: float, wanted: float) -> float:
         if math.isnan(wanted):
-            self._count(name, f"{name} has no gradient, whatever its weight")
+            self._count(name, reason("no_gradient", loss=name))
             return factor
         step = min(max(wanted, 1 / self.slew), self.slew)
         moved = min(max(factor * step, 1 / self.limit), self.limit)
         if moved == factor:
-            self._count(name, f"{name} is at the limit of its factor, {factor:g}, and still not in its band")
+            self._count(name, reason("at_limit", loss=name, factor=factor))
         else:
             self._stuck.pop(name, None)
         return moved

@@ -42,6 +42,11 @@ class WarmUp:
         return self.start + (self.end - self.start) * share
 
 
+def teacher_warm_up(steps: int, start: float = 0.04, end: float = 0.07) -> WarmUp:
+    """The temperature of a teacher as DINO has it (Caron et al. 2021, 2104.14294): linear, sharp targets first."""
+    return WarmUp(steps, start, end)
+
+
 @dataclass(frozen=True, slots=True)
 class Cyclical:
     """Cyclical annealing (Fu et al. 2019, 1903.10145): in each of `cycles` parts of `steps` steps a linear rise to 1.

@@ -13,6 +13,7 @@ from torch import Tensor
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.measured import Measured
+from lossdoctor.treat.reason import reason
 
 Weighting = Callable[[Any], Tensor]
 """A function of a Gram (K, K) that returns weights (K,)."""
@@ -45,5 +46,5 @@ class Weighted(Balancer):
             )
         after = dict(zip(seen.names, found.double().tolist(), strict=True))
         if not all(0 <= factor < float("inf") for factor in after.values()):
-            return Advice(dict(factors), {}, f"{self.name} gave weights that are no weights: {after}")
-        return Advice(after, dict.fromkeys(after, f"weight of {self.name}"))
+            return Advice(dict(factors), {}, reason("no_weights", name=self.name, weights=str(after)))
+        return Advice(after, dict.fromkeys(after, reason("weighting", name=self.name)))

@@ -21,6 +21,7 @@ from lossdoctor.report.page.encoding import packed
 from lossdoctor.report.page.findings import findings, others
 from lossdoctor.report.page.markup import each_language, element, escaped, say
 from lossdoctor.report.page.overview import every_metric, facts, overview
+from lossdoctor.report.page.treatment import treatment
 from lossdoctor.report.verdict.wording import extent, headline
 from lossdoctor.report.wording import trouble
 from lossdoctor.rules import RunView
@@ -51,6 +52,7 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
         element(
             "section", element("h2", say("page.findings")) + findings(run, diagnosis) + others(diagnosis), id="findings"
         ),
+        *_treatment(view),
         *_troubles(digest.troubles),
         element("section", element("h2", say("page.overview")) + overview(view, digest), id="overview"),
         *_pictures(run),
@@ -93,6 +95,11 @@ def _header(name: str, diagnosis: Diagnosis, lang: str) -> str:
     told += element("p", each_language(lambda each: extent(diagnosis, each)), class_="quiet")
     tools = element("div", element("nav", links) + element("div", chosen + themes, class_="buttons"), class_="tools")
     return element("header", element("div", told) + tools)
+
+
+def _treatment(view: RunView) -> Iterator[str]:
+    if view.treated is not None:
+        yield element("section", element("h2", say("page.treatment")) + treatment(view, view.treated), id="treatment")
 
 
 def _troubles(events: object) -> Iterator[str]:

@@ -92,6 +92,22 @@
     };
   }
 
+  // The steps at which something was changed.
+  function changes(figure) {
+    const steps = JSON.parse(figure.dataset.marks ?? "[]");
+    return (plot) => clipped(plot, (ctx, bbox) => {
+      ctx.strokeStyle = colour("--soft");
+      ctx.setLineDash([2, 4]);
+      for (const step of steps) {
+        const x = Math.round(plot.valToPos(step, "x", true)) + 0.5;
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top);
+        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.stroke();
+      }
+    });
+  }
+
   function draw(figure) {
     const old = charts.get(figure);
     if (old) { old.plot?.destroy(); old.parts.forEach((part) => part.remove()); }
@@ -156,7 +172,7 @@
       bands: band ? [{ series: [2, 1], fill: colour("--line") }] : undefined,
       hooks: {
         drawClear: [judgedSteps(figure)],
-        drawAxes: [thresholdLine(figure)],
+        drawAxes: [thresholdLine(figure), changes(figure)],
         setCursor: [(plot) => spans.forEach((span, i) => { span.textContent = plot.cursor.idx === null ? "" : short(plot.data[i + 1][plot.cursor.idx]); })],
       },
     };

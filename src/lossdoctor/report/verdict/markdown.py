@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
+from lossdoctor.report.receipts import COLUMNS, rows, stopped
+from lossdoctor.report.receipts import headline as headline_of
 from lossdoctor.report.verdict.wording import extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
 from lossdoctor.rules import Finding
+from lossdoctor.rules.receipts import Treated
 
 
 def document(diagnoses: Sequence[Diagnosis], lang: str) -> str:
@@ -22,6 +25,8 @@ def _chapter(diagnosis: Diagnosis, lang: str) -> Iterator[str]:
     yield from (f"**{headline(diagnosis, lang)}**  ", extent(diagnosis, lang), "")
     for place, group in enumerate(diagnosis.groups, 1):
         yield from _group(place, group, lang)
+    if diagnosis.treated is not None:
+        yield from _treated(diagnosis.treated, lang)
     yield from (f"## {text('check.not_found', lang)}", "")
     if diagnosis.clear:
         yield from (f"{text('check.clear_rules', lang)} {' '.join(diagnosis.clear)}", "")
@@ -34,6 +39,18 @@ def _chapter(diagnosis: Diagnosis, lang: str) -> Iterator[str]:
             enable = "" if skipped.enable is None else skipped.enable.text(lang)
             yield f"| {code} | {_plain(skipped.reason.text(lang))} | {_plain(enable)} |"
     yield ""
+
+
+def _treated(treated: Treated, lang: str) -> Iterator[str]:
+    yield from (f"## {_plain(headline_of(treated, lang))}", "")
+    if treated.receipts:
+        yield f"| {' | '.join(text(f'receipts.{column}', lang) for column in COLUMNS)} |"
+        yield "|" + "---|" * len(COLUMNS)
+        for row in rows(treated.receipts, lang):
+            yield f"| {' | '.join(_plain(getattr(row, column)) for column in COLUMNS)} |"
+        yield from ("", text("receipts.note", lang), "")
+    if (told := stopped(treated, lang)) is not None:
+        yield from (_plain(told), "")
 
 
 def _group(place: int, group: tuple[Finding, ...], lang: str) -> Iterator[str]:

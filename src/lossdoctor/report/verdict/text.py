@@ -11,9 +11,12 @@ from rich.text import Text
 
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
+from lossdoctor.report.receipts import COLUMNS, rows, stopped
+from lossdoctor.report.receipts import headline as headline_of
 from lossdoctor.report.verdict.wording import extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
 from lossdoctor.rules import Finding
+from lossdoctor.rules.receipts import Treated
 
 SHOWN = 3
 """Groups of findings told in full on one screen; the others are named."""
@@ -42,6 +45,9 @@ class Verdict:
             yield ""
             named = ", ".join(f"{group[0].code} {group[0].name}" for group in rest)
             yield Text(text("check.more", lang, n=len(rest), findings=named))
+        if diagnosis.treated is not None:
+            yield ""
+            yield from self._treated(diagnosis.treated)
         yield ""
         yield from self._others()
 
@@ -78,6 +84,29 @@ class Verdict:
             yield "" if place else "try", fix.message.text(lang)
         if finding.confirm and self._verbose:
             yield "confirm", finding.confirm
+
+    def _treated(self, treated: Treated) -> Iterator[RenderableType]:
+        """The receipts of a balancer, the last ones where there are many."""
+        lang = self._lang
+        shown = treated.receipts if self._verbose else treated.receipts[-SHOWN:]
+        yield Text(visible(headline_of(treated, lang)), style="bold")
+        if hidden := len(treated.receipts) - len(shown):
+            yield Padding(Text(text("receipts.earlier", lang, n=hidden), style="dim"), (0, 0, 0, 2))
+        if shown:
+            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+            for column in COLUMNS[:-1]:
+                table.add_column(text(f"receipts.{column}", lang), overflow="fold")
+            for row in rows(shown, lang):
+                table.add_row(*(Text(visible(getattr(row, column))) for column in COLUMNS[:-1]))
+            yield Padding(table, (0, 0, 0, 2))
+        if self._verbose:
+            for row in rows(shown, lang):
+                if row.why:
+                    yield Padding(Text(visible(f"{row.step} {row.loss}: {row.why}"), style="dim"), (0, 0, 0, 2))
+            if shown:
+                yield Padding(Text(text("receipts.note", lang), style="dim"), (0, 0, 0, 2))
+        if (told := stopped(treated, lang)) is not None:
+            yield Padding(Text(visible(told), style="yellow"), (0, 0, 0, 2))
 
     def _others(self) -> Iterator[RenderableType]:
         """Nothing unchecked looks healthy: what is clear, what was skipped, and why."""
