@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lossdoctor.ablate.ablation import Ablation, ablate
-from lossdoctor.ablate.local import Local, Outcome
+from lossdoctor.ablate.engine import Outcome
+from lossdoctor.ablate.local import Local
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.errors import UsageError
 
@@ -50,8 +51,8 @@ def test_the_default_set_and_its_verdicts(script: Path, command: tuple[str, ...]
         ("shuffle.distill", "distill/agreement"): "undecided",
     }
     assert done.seeded
-    assert done.effects("shuffle:cond")["flow/cos"].difference == pytest.approx(-0.5 * 37 / 40, abs=0.05)
-    assert set(done.effects("baseline")["mu/abs_mean"].__slots__) >= {"low", "high", "p"}
+    assert done.effects["shuffle:cond"]["flow/cos"].difference == pytest.approx(-0.5 * 37 / 40, abs=0.05)
+    assert set(done.effects["baseline"]["mu/abs_mean"].__slots__) >= {"low", "high", "p"}
     assert json.loads(json.dumps(done.as_json("en"), allow_nan=False))["schema"] == "lossdoctor/effects@1"
 
 

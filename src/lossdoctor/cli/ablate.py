@@ -16,7 +16,7 @@ from lossdoctor.messages import text
 
 if TYPE_CHECKING:
     from lossdoctor.ablate.ablation import Ablation, Cure
-    from lossdoctor.ablate.local import Outcome
+    from lossdoctor.ablate.engine import Engine, Outcome
     from lossdoctor.cli.progress import Phases
 
 HOME = Path("runs/ablation")
@@ -36,7 +36,7 @@ INTERRUPTED = 130
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--devices", metavar="ID,..")
 @click.option("--retries", type=click.IntRange(min=0), default=1)
-@click.option("--engine", type=click.Choice(["local"]), default="local")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @click.option("--verbose", "-v", is_flag=True)
@@ -62,7 +62,6 @@ def command(
 ) -> None:
     """Its help text is in the message catalogues."""
     from lossdoctor.ablate.ablation import ablate, try_fixes
-    from lossdoctor.ablate.local import Local
     from lossdoctor.ablate.trial import Plan
     from lossdoctor.cli.progress import Counted
     from lossdoctor.report.ablation_text import Answers
@@ -82,16 +81,18 @@ def command(
     slots = _listed(devices)
     # Rules ask for more points than means over seeds do.
     plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)))
-    local = Local(jobs or len(slots) or 1, slots, retries)
     try:
-        with Counted(talk.console(err=form == "json"), talk.lang) as phases:
+        with (
+            _engine(engine, jobs, slots, retries) as place,
+            Counted(talk.console(err=form == "json"), talk.lang) as phases,
+        ):
             teller = _Teller(phases, talk.lang)
             told: dict[str, Any] = {"seeds": seeds, "tell": teller.tell, "begin": teller.begin}
             done: Ablation | Cure
             if fixes:
-                done = try_fixes(plan, local, run=origin, **told)
+                done = try_fixes(plan, place, run=origin, **told)
             else:
-                done = ablate(plan, local, arms=None if arms is None else _listed(arms), **told)
+                done = ablate(plan, place, arms=None if arms is None else _listed(arms), **told)
     except KeyboardInterrupt:
         click.echo(text("ablate.stopped", talk.lang), err=True)
         ctx.exit(INTERRUPTED)
@@ -131,6 +132,16 @@ class _Teller:
             self.phases.say(text("ablate.failed", self.lang, arm=trial.arm, seed=trial.seed, reason=outcome.failure))
         self.done += 1
         self.phases.at(self.phase[0], self.done, self.phase[1])
+
+
+def _engine(name: str, *how: Any) -> Engine:
+    if name == "ray":
+        from lossdoctor.ablate.ray import Ray
+
+        return Ray(*how)
+    from lossdoctor.ablate.local import Local
+
+    return Local(*how)
 
 
 def _listed(given: str | None) -> list[str]:
