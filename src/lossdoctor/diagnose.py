@@ -284,8 +284,9 @@ def _tests(outcomes: Iterable[Outcome]) -> Iterator[float]:
 
 def _settled(outcomes: dict[str, tuple[Rule, Outcome]], run: RunView) -> dict[str, tuple[Rule, Outcome]]:
     """What experiments have said of this run's findings since: some are confirmed, some withdrawn."""
+    # As texts: in an event may stand anything.
     told = {
-        (event.get("code"), event.get("loss"), event.get("subject")): event
+        tuple(str(event.get(part)) for part in ("code", "loss", "subject")): event
         for event in run.events
         if event.get("kind") == "experiment"
     }
@@ -294,7 +295,7 @@ def _settled(outcomes: dict[str, tuple[Rule, Outcome]], run: RunView) -> dict[st
         if isinstance(outcome, Fired):
             kept = []
             for finding in outcome.findings:
-                event = told.get((finding.code, finding.loss, finding.subject), {})
+                event = told.get((finding.code, str(finding.loss), str(finding.subject)), {})
                 certainty = event.get("certainty", finding.certainty)
                 if certainty in CERTAINTIES:
                     kept.append(replace(finding, certainty=certainty))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lossdoctor.cli.progress import Phases
 
 HOME = Path("runs/ablation")
+PAGE = "ablation.html"
 MEASURED = 20
 """Measured steps of a trial."""
 _USE = "lossdoctor ablate --fixes [--run RUN] -- python train.py"
@@ -65,6 +66,8 @@ def command(
     from lossdoctor.ablate.trial import Plan
     from lossdoctor.cli.progress import Counted
     from lossdoctor.report.ablation_text import Answers
+    from lossdoctor.report.page import ablation_page
+    from lossdoctor.report.page.experiments import ANSWERS
     from lossdoctor.store import Run
 
     if not script:
@@ -98,14 +101,16 @@ def command(
         ctx.exit(INTERRUPTED)
     found = done.as_json(talk.lang)
     answer = json.dumps(found, ensure_ascii=False, indent=2)
-    written(out / "effects.json", answer)
+    written(out / ANSWERS, answer)
+    written(out / PAGE, ablation_page(found, talk.lang))
     if form == "json":
         click.echo(answer)
     else:
         talk.console().print(Answers(found, talk.lang, verbose=verbose))
-        click.echo("\n" + text("ablate.saved", talk.lang, path=out / "effects.json"))
+        click.echo("\n" + text("ablate.saved", talk.lang, path=f"{out / ANSWERS}, {out / PAGE}"))
     if run is not None:
         _remember(run, found["fixes"])
+        written(run / ANSWERS, answer)
         click.echo(text("ablate.remembered", talk.lang, run=run), err=form == "json")
     if found["failed"]:
         click.echo(text("ablate.lost", talk.lang, n=len(found["failed"]), out=out), err=True)
