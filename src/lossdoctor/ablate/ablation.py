@@ -30,7 +30,8 @@ class Ablation:
 
     answers: of the expectations. effects: arm to metric to effect, on every headline metric that the arm and the
     baseline have. seeded: whether the script let itself be seeded, so that the runs are pairs.
-    conditioned: whether it passes a condition through `lossdoctor.condition`.
+    conditioned: whether it passes a condition through `lossdoctor.condition`. alike: whether the baselines of all seeds
+    are one and the same, so that their spread says nothing.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Ablation:
     effects: Mapping[str, Mapping[str, Effect]]
     seeded: bool
     conditioned: bool
+    alike: bool
 
     def as_json(self, lang: str) -> dict[str, Any]:
         """Plain JSON, with the sentences in a language."""
@@ -49,6 +51,7 @@ class Ablation:
             "steps": self.plan.steps,
             "seeded": self.seeded,
             "conditioned": self.conditioned,
+            "alike": self.alike,
             "expectations": [
                 {
                     "arm": answer.arm,
@@ -138,6 +141,7 @@ class _Work:
             {arm: _effects(first.runs, own) for arm, own in runs.items()},
             seeded=all(bool(one.get("seeded")) for one in told),
             conditioned=any(bool(one.get("conditions")) for one in told),
+            alike=_alike(list(first.runs.values())),
         )
 
 
@@ -228,6 +232,11 @@ def _runs(plan: Plan, arms: Sequence[str], seeds: int) -> dict[str, Runs]:
         arm: {seed: run for seed in range(seeds) if (run := plan.finished(Trial(arm, seed))) is not None}
         for arm in arms
     }
+
+
+def _alike(runs: Sequence[Run]) -> bool:
+    losses = [{name: run[name].values.tobytes() for name in run if name.startswith("loss/")} for run in runs]
+    return len(losses) > 1 and bool(losses[0]) and all(one == losses[0] for one in losses[1:])
 
 
 def _effects(baseline: Runs, own: Runs) -> dict[str, Effect]:

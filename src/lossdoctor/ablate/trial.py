@@ -44,13 +44,14 @@ class Trial:
 class Plan:
     """What all trials have in common. command: the script's. home: where they are kept. steps: of each.
 
-    every: measured steps.
+    every: measured steps. checkpoint: a file or folder of the script's own, from which every training begins.
     """
 
     command: tuple[str, ...]
     home: Path
     steps: int
     every: int
+    checkpoint: Path | None = None
 
     def claim(self) -> None:
         """Make the folder this plan's.
@@ -59,6 +60,9 @@ class Plan:
         written.
         """
         own = {"schema": SCHEMA, "command": list(self.command), "steps": self.steps, "every": self.every}
+        if self.checkpoint is not None:
+            # Another training from the same path, half way through, would be another ablation.
+            own["checkpoint"] = [str(self.checkpoint.absolute()), _written(self.checkpoint)]
         file = self.home / _PLAN
         try:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -86,6 +90,7 @@ class Plan:
             "LOSSDOCTOR_STEPS": str(self.steps),
             "LOSSDOCTOR_EVERY": str(self.every),
             "LOSSDOCTOR_RUN": str(run.absolute()),
+            **({} if self.checkpoint is None else {"LOSSDOCTOR_CHECKPOINT": str(self.checkpoint.absolute())}),
         }
 
     def folder(self, trial: Trial) -> Path:
@@ -117,6 +122,16 @@ class Plan:
 def trials(arms: Sequence[str], seeds: int) -> list[Trial]:
     """Every arm with every seed, seed by seed, so that an interrupted ablation has whole pairs."""
     return [Trial(arm, seed) for seed in range(seeds) for arm in arms]
+
+
+def _written(checkpoint: Path) -> int:
+    """When it was last written, in nanoseconds. Raises UsageError when it is not there."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except OSError as error:
+        got = f"{checkpoint}: {error.strerror or error}"
+        todo = "name what the script has saved, with --checkpoint"
+        raise UsageError(mismatch("The checkpoint is not there.", "a file or folder", got, todo)) from error
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ INTERRUPTED = 130
 @click.option("--arms", metavar="ARM,..")
 @click.option("--fixes", is_flag=True)
 @click.option("--run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--seeds", type=click.IntRange(min=1), default=3)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
@@ -50,6 +51,7 @@ def command(
     arms: str | None,
     fixes: bool,
     run: Path | None,
+    checkpoint: Path | None,
     steps: int,
     seeds: int,
     jobs: int | None,
@@ -83,7 +85,7 @@ def command(
     talk = settings(ctx)
     slots = _listed(devices)
     # Rules ask for more points than means over seeds do.
-    plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)))
+    plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)), checkpoint)
     try:
         with (
             _engine(engine, jobs, slots, retries) as place,

@@ -288,7 +288,7 @@ class Doctor:
         given = named_losses(losses)
         factors = named_weights(losses, given, weights or {})
         if self._trial is not None:
-            factors = self._trial.experiment.weights(losses, factors, self._out.step)
+            factors = self._trial.experiment.weights(losses, factors, self._trial.done)
         if self._treatment is not None:
             factors = self._treatment.weigh(factors)
         total = weighted_total(given, factors)

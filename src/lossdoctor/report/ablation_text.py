@@ -125,6 +125,7 @@ class Answers:
         said = [
             text("ablate.one_seed", lang) if seeds == 1 else "",
             "" if found["seeded"] else text("ablate.unseeded", lang),
+            text("ablate.alike", lang) if found.get("alike") else "",
             "" if found["conditioned"] or "fixes" in found else text("ablate.unconditioned", lang),
         ]
         for sentence in filter(None, said):

@@ -150,6 +150,7 @@ def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
     said = [
         "ablate.one_seed" if seeds == 1 else "",
         "" if found["seeded"] else "ablate.unseeded",
+        "ablate.alike" if found.get("alike") else "",
         "" if found["conditioned"] or "fixes" in found else "ablate.unconditioned",
     ]
     yield from (element("p", say(key), class_="quiet") for key in filter(None, said))
