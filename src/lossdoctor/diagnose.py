@@ -19,6 +19,7 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import default_language
 from lossdoctor.rules import RULES, Clear, Finding, Fired, Message, Outcome, Rule, RunView, Skipped
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES, Severity, say
+from lossdoctor.rules.preflight_events import events_of, with_preflight
 from lossdoctor.rules.view import Readable
 
 __all__ = ["SCHEMA", "Diagnosis", "assembled", "configured", "diagnose"]
@@ -100,6 +101,10 @@ class Diagnosis:
         """The highest severity found; None without a finding."""
         return min((finding.severity for finding in self.findings), key=SEVERITIES.index, default=None)
 
+    def events(self) -> list[dict[str, Any]]:
+        """A diagnosis of preflight as the fields of events of kind "preflight", with which a run remembers it."""
+        return list(events_of(self.findings, self.clear, (code for code, _ in self.skipped)))
+
     def to_json(self, lang: str | None = None) -> dict[str, Any]:
         """The diagnosis as plain JSON, texts in `lang` (default: the language of the locale)."""
         lang = default_language() if lang is None else lang
@@ -136,7 +141,7 @@ def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, na
     outcomes = {rule.code: (rule, _judge(rule, view)) for rule in asked}
     path = getattr(run, "path", None)
     return assembled(
-        _settled(_without_chance(outcomes), view),
+        _settled(with_preflight(_without_chance(outcomes), view.events), view),
         run=name if name is not None else str(path) if path is not None else "",
         steps=view.last_step + 1,
         measured=len(view.steps),

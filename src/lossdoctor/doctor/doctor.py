@@ -77,7 +77,8 @@ class Doctor:
     default, changes nothing. strict: raise instead of recording a failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
-    called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
+    called in the training thread, after a step. preflight: what `preflight.check` found, kept in the run's events for
+    every later diagnosis. meta: anything JSON can hold, kept in meta.json.
 
     In an experiment the environment names the arm, the folder of the run and its end; see `probe.experiment`.
     Raises UsageError for heads, kinds or schedules that cannot be, RunExistsError when the folder holds another run. A
@@ -102,6 +103,7 @@ class Doctor:
         resume: bool = False,
         on_finding: Callable[[Finding], object] | None = None,
         live: bool = True,
+        preflight: Diagnosis | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         optimizers, checked = check_optimizers(optimizer), check_heads(model, heads or {})
@@ -151,6 +153,8 @@ class Doctor:
             **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
+        for fields in () if preflight is None else preflight.events():
+            self._out.event("preflight", **fields)
         if passed_over and gradients != "auto":
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
         self._treatment = None if balance is None else self._treated(balancer(balance))
