@@ -19,6 +19,7 @@ from typing import Any
 
 from lossdoctor.errors import RunError, RunWriteError, UsageError, mismatch
 from lossdoctor.store import Run
+from lossdoctor.store.whole import replace_with
 
 SCHEMA = "lossdoctor/ablation@1"
 _PLAN, _DONE = "ablation.json", "trial.json"
@@ -69,7 +70,7 @@ class Plan:
             if not file.exists():
                 if any(self.home.iterdir()):
                     raise UsageError(_foreign(self.home, "other files", own))
-                _write(file, own)
+                replace_with(file, _json(own))
             there = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             got = f"{self.home}: {error.strerror or error}"
@@ -107,7 +108,7 @@ class Plan:
     def finish(self, trial: Trial, run: Path, seconds: float) -> None:
         """Note that the trial is whole. Raises RunError when there is no run that can be read."""
         Run.open(run)
-        _write(self.folder(trial) / _DONE, {"arm": trial.arm, "run": run.name, "seconds": seconds})
+        replace_with(self.folder(trial) / _DONE, _json({"arm": trial.arm, "run": run.name, "seconds": seconds}))
 
     def finished(self, trial: Trial) -> Run | None:
         """The run of a finished trial; None when it has yet to be done, or its run can no longer be read."""
@@ -134,11 +135,8 @@ def _written(checkpoint: Path) -> int:
         raise UsageError(mismatch("The checkpoint is not there.", "a file or folder", got, todo)) from error
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    # In one move, so that a file which is there is whole.
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    draft.replace(path)
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1)
 
 
 def _foreign(home: Path, got: str, own: dict[str, Any]) -> str:
