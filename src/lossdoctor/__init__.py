@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lossdoctor.diagnose import Diagnosis as Diagnosis
     from lossdoctor.diagnose import diagnose as diagnose
     from lossdoctor.doctor import Doctor as Doctor
+    from lossdoctor.probe.observe import checkpoint as checkpoint
     from lossdoctor.probe.observe import condition as condition
     from lossdoctor.probe.observe import distill as distill
     from lossdoctor.probe.observe import flow as flow
@@ -41,6 +42,7 @@ _HOME = {
     "Record": "lossdoctor.record",
     "Run": "lossdoctor.store",
     "Series": "lossdoctor.record",
+    "checkpoint": "lossdoctor.probe.observe",
     "condition": "lossdoctor.probe.observe",
     "diagnose": "lossdoctor.diagnose",
     "distill": "lossdoctor.probe.observe",

@@ -19,6 +19,7 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import default_language
 from lossdoctor.rules import RULES, Clear, Finding, Fired, Message, Outcome, Rule, RunView, Skipped
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES, Severity, say
+from lossdoctor.rules.preflight_events import events_of, with_preflight
 from lossdoctor.rules.receipts import Treated, to_json
 from lossdoctor.rules.view import Readable
 
@@ -106,6 +107,10 @@ class Diagnosis:
         """The highest severity found; None without a finding."""
         return min((finding.severity for finding in self.findings), key=SEVERITIES.index, default=None)
 
+    def events(self) -> list[dict[str, Any]]:
+        """A diagnosis of preflight as the fields of events of kind "preflight", with which a run remembers it."""
+        return list(events_of(self.findings, self.clear, (code for code, _ in self.skipped)))
+
     def to_json(self, lang: str | None = None) -> dict[str, Any]:
         """The diagnosis as plain JSON, texts in `lang` (default: the language of the locale)."""
         lang = default_language() if lang is None else lang
@@ -143,7 +148,7 @@ def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, na
     outcomes = {rule.code: (rule, _judge(rule, view)) for rule in asked}
     path = getattr(run, "path", None)
     return assembled(
-        _settled(_without_chance(outcomes), view),
+        _settled(with_preflight(_without_chance(outcomes), view.events), view),
         run=name if name is not None else str(path) if path is not None else "",
         steps=view.last_step + 1,
         measured=len(view.steps),
@@ -311,8 +316,9 @@ def _tests(outcomes: Iterable[Outcome]) -> Iterator[float]:
 
 def _settled(outcomes: dict[str, tuple[Rule, Outcome]], run: RunView) -> dict[str, tuple[Rule, Outcome]]:
     """What experiments have said of this run's findings since: some are confirmed, some withdrawn."""
+    # As texts: in an event may stand anything.
     told = {
-        (event.get("code"), event.get("loss"), event.get("subject")): event
+        tuple(str(event.get(part)) for part in ("code", "loss", "subject")): event
         for event in run.events
         if event.get("kind") == "experiment"
     }
@@ -321,7 +327,7 @@ def _settled(outcomes: dict[str, tuple[Rule, Outcome]], run: RunView) -> dict[st
         if isinstance(outcome, Fired):
             kept = []
             for finding in outcome.findings:
-                event = told.get((finding.code, finding.loss, finding.subject), {})
+                event = told.get((finding.code, str(finding.loss), str(finding.subject)), {})
                 certainty = event.get("certainty", finding.certainty)
                 if certainty in CERTAINTIES:
                     kept.append(replace(finding, certainty=certainty))

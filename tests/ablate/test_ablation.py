@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lossdoctor.ablate.ablation import Ablation, ablate
-from lossdoctor.ablate.local import Local, Outcome
+from lossdoctor.ablate.engine import Outcome
+from lossdoctor.ablate.local import Local
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.errors import UsageError
 
@@ -50,8 +51,8 @@ def test_the_default_set_and_its_verdicts(script: Path, command: tuple[str, ...]
         ("shuffle.distill", "distill/agreement"): "undecided",
     }
     assert done.seeded
-    assert done.effects("shuffle:cond")["flow/cos"].difference == pytest.approx(-0.5 * 37 / 40, abs=0.05)
-    assert set(done.effects("baseline")["mu/abs_mean"].__slots__) >= {"low", "high", "p"}
+    assert done.effects["shuffle:cond"]["flow/cos"].difference == pytest.approx(-0.5 * 37 / 40, abs=0.05)
+    assert set(done.effects["baseline"]["mu/abs_mean"].__slots__) >= {"low", "high", "p"}
     assert json.loads(json.dumps(done.as_json("en"), allow_nan=False))["schema"] == "lossdoctor/effects@1"
 
 
@@ -104,6 +105,32 @@ def test_a_folder_belongs_to_one_ablation(command: tuple[str, ...], tmp_path: Pa
         Plan(command, tmp_path / "home", 40, 2).claim()
     with pytest.raises(UsageError, match="is no arm"):
         run(command, tmp_path / "third", arms=["drop:kl"])
+
+
+def test_the_folder_belongs_to_one_checkpoint(command: tuple[str, ...], tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoint.pt"
+    with pytest.raises(UsageError, match=r"(?s)checkpoint is not there.*--checkpoint"):
+        Plan(command, tmp_path / "home", 40, 2, saved).claim()
+    saved.write_bytes(b"one")
+    plan = Plan(command, tmp_path / "home", 40, 2, saved)
+    plan.claim()
+    plan.claim()
+    told = plan.environment(Trial("baseline", 0), tmp_path / "run")
+    assert told["LOSSDOCTOR_CHECKPOINT"] == str(saved)
+    os.utime(saved, ns=(1, 1))
+    with pytest.raises(UsageError, match="not the folder of this ablation"):
+        plan.claim()
+    with pytest.raises(UsageError, match="not the folder of this ablation"):
+        Plan(command, tmp_path / "home", 40, 2).claim()
+
+
+def test_seeds_that_change_nothing_are_told(script: Path, command: tuple[str, ...], tmp_path: Path) -> None:
+    assert not run(command, tmp_path / "home", arms=[], seeds=2).alike
+    fixed = (
+        script.read_text().replace('int(os.environ["LOSSDOCTOR_SEED"])', "0").replace('"mu/abs_mean"', '"loss/flow"')
+    )
+    script.write_text(fixed)
+    assert run(command, tmp_path / "fixed", arms=[], seeds=2).alike
 
 
 def test_a_device_for_each_that_runs(script: Path, command: tuple[str, ...], tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_a_real_training(tmp_path: Path) -> None:
     assert abs(cos["only:flow"]["difference"]) < 0.1
     assert found["expectations"][0]["verdict"] in ("yes", "undecided")
     assert json.loads((tmp_path / "out" / "effects.json").read_text()) == found
+    shown = (tmp_path / "out" / "ablation.html").read_text(encoding="utf-8")
+    again = CliRunner().invoke(main, ["report", "--lang", "en", str(tmp_path / "out"), "-o", str(tmp_path / "a.html")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == shown
+    (tmp_path / "out" / "effects.json").write_text("{")
+    torn = CliRunner().invoke(main, ["report", "--lang", "en", str(tmp_path / "out")])
+    assert (torn.exit_code, "The answers of the ablation cannot be read" in torn.output) == (2, True)
 
 
 FOUND: dict[str, Any] = {

@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lossdoctor.cli import main
+from lossdoctor.record import Record
+from lossdoctor.store import RunWriter
 
 PROGRAM = """
 import torch
@@ -113,3 +115,16 @@ def test_wrong_use_is_told_and_ends_with_2(program: str, name: str, words: str) 
     assert "Error: " in result.output
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_what_was_found_is_kept_in_a_run(program: str, tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", {}) as writer:
+        writer.append([Record(0, {"loss/flow": 1.0}, full=True)])
+    sick = call("preflight", f"{program}:sick", "--run", str(tmp_path / "run"))
+    assert sick.exit_code == 1
+    told = json.loads(CliRunner().invoke(main, ["check", str(tmp_path / "run"), "--format", "json"]).stdout)
+    assert "SMP506" in {finding["code"] for finding in told["findings"]}
+    assert "SMP505" in {*told["clear"], *(one["code"] for one in told["skipped"])}
+    nowhere = call("preflight", f"{program}:sick", "--run", str(tmp_path / "nowhere"))
+    assert nowhere.exit_code == 2
+    assert not (tmp_path / "nowhere").exists()

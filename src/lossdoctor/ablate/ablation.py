@@ -5,52 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from lossdoctor.ablate.effects import Effect, effect, outcomes
+from lossdoctor.ablate.engine import Engine, Outcome, Told
 from lossdoctor.ablate.expectations import Answer, Runs, answers, default_arms
 from lossdoctor.ablate.fixes import Proof, alarms, arm_of, identity, proofs, to_try
-from lossdoctor.ablate.local import Outcome, Told
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.arms import BASELINE, parse
 from lossdoctor.diagnose import diagnose
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.keys import KEYS, describe
 from lossdoctor.messages import text
+from lossdoctor.rules.finding import Message
 from lossdoctor.store import Run
+from lossdoctor.store.plain import plain
 
 SCHEMA = "lossdoctor/effects@1"
-
-
-class Engine(Protocol):
-    """Runs trials somewhere."""
-
-    def run(self, plan: Plan, trials: Sequence[Trial], tell: Told) -> list[Outcome]:
-        """All trials; one that is finished is not run again. tell: called, one at a time, with each outcome."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
     """What came of it. runs: arm to seed to run, in the order of the arms. failed: trials without a run, and why.
 
-    answers: of the expectations. seeded: whether the script let itself be seeded, so that the runs are pairs.
-    conditioned: whether it passes a condition through `lossdoctor.condition`.
+    answers: of the expectations. effects: arm to metric to effect, on every headline metric that the arm and the
+    baseline have. seeded: whether the script let itself be seeded, so that the runs are pairs.
+    conditioned: whether it passes a condition through `lossdoctor.condition`. alike: whether the baselines of all seeds
+    are one and the same, so that their spread says nothing.
     """
 
     plan: Plan
     runs: Mapping[str, Runs]
     failed: Sequence[Outcome]
     answers: Sequence[Answer]
+    effects: Mapping[str, Mapping[str, Effect]]
     seeded: bool
     conditioned: bool
-
-    def effects(self, arm: str) -> dict[str, Effect]:
-        """Of an arm on every headline metric that it and the baseline have."""
-        baseline, own = self.runs.get(BASELINE, {}), self.runs.get(arm, {})
-        names = sorted({name for run in own.values() for name in run if _headline(name)}, key=_order)
-        found = {name: effect(outcomes(baseline, name), outcomes(own, name)) for name in names}
-        return {name: one for name, one in found.items() if one is not None}
+    alike: bool
 
     def as_json(self, lang: str) -> dict[str, Any]:
         """Plain JSON, with the sentences in a language."""
@@ -60,6 +51,7 @@ class Ablation:
             "steps": self.plan.steps,
             "seeded": self.seeded,
             "conditioned": self.conditioned,
+            "alike": self.alike,
             "expectations": [
                 {
                     "arm": answer.arm,
@@ -76,7 +68,7 @@ class Ablation:
                 {
                     "arm": arm,
                     "seeds": sorted(runs),
-                    "effects": {name: _plain(one) for name, one in self.effects(arm).items()},
+                    "effects": {name: _plain(one) for name, one in self.effects[arm].items()},
                 }
                 for arm, runs in self.runs.items()
             ],
@@ -146,8 +138,10 @@ class _Work:
             runs,
             [*first.failed, *failed],
             answers(runs),
+            {arm: _effects(first.runs, own) for arm, own in runs.items()},
             seeded=all(bool(one.get("seeded")) for one in told),
             conditioned=any(bool(one.get("conditions")) for one in told),
+            alike=_alike(list(first.runs.values())),
         )
 
 
@@ -187,8 +181,7 @@ def try_fixes(
         arm: baseline if arm == BASELINE else {seed: diagnose(own) for seed, own in runs.items()}
         for arm, runs in done.runs.items()
     }
-    effects = {arm: done.effects(arm) for arm in done.runs}
-    return Cure(done, proofs(found, diagnoses, effects, script))
+    return Cure(done, proofs(found, diagnoses, done.effects, script))
 
 
 def _script(baseline: Runs) -> dict[str, list[str]]:
@@ -202,20 +195,32 @@ def _script(baseline: Runs) -> dict[str, list[str]]:
 
 def _proof_json(proof: Proof, lang: str) -> dict[str, Any]:
     finding = proof.finding
-    words = {arm_of(fix): fix.message.text(lang) for fix in finding.fixes}
+    sentences = {arm_of(fix): fix.message for fix in finding.fixes}
     return {
         "code": finding.code,
         "name": finding.name,
         "loss": finding.loss,
         "subject": finding.subject,
         "message": finding.message.text(lang),
+        "say": _say(finding.message),
         "was": finding.certainty,
         "certainty": proof.certainty or "withdrawn",
         "seen": proof.seen,
         "seeds": proof.seeds,
-        "tried": [{**asdict(one), "helps": one.helps, "text": words.get(one.arm, "")} for one in proof.tried],
-        "by_hand": [fix.message.text(lang) for fix in proof.by_hand],
+        "tried": [
+            {**asdict(one), "helps": one.helps, **_sentence(sentences.get(one.arm), lang)} for one in proof.tried
+        ],
+        "by_hand": [_sentence(fix.message, lang) for fix in proof.by_hand],
     }
+
+
+def _sentence(message: Message | None, lang: str) -> dict[str, Any]:
+    """In one language, and as what it is made of, for every other."""
+    return {"text": "" if message is None else message.text(lang), "say": None if message is None else _say(message)}
+
+
+def _say(message: Message) -> dict[str, Any]:
+    return {"key": message.key, "params": plain(message.params)}
 
 
 def _failed(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -227,6 +232,17 @@ def _runs(plan: Plan, arms: Sequence[str], seeds: int) -> dict[str, Runs]:
         arm: {seed: run for seed in range(seeds) if (run := plan.finished(Trial(arm, seed))) is not None}
         for arm in arms
     }
+
+
+def _alike(runs: Sequence[Run]) -> bool:
+    losses = [{name: run[name].values.tobytes() for name in run if name.startswith("loss/")} for run in runs]
+    return len(losses) > 1 and bool(losses[0]) and all(one == losses[0] for one in losses[1:])
+
+
+def _effects(baseline: Runs, own: Runs) -> dict[str, Effect]:
+    names = sorted({name for run in own.values() for name in run if _headline(name)}, key=_order)
+    found = {name: effect(outcomes(baseline, name), outcomes(own, name)) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _headline(name: str) -> bool:

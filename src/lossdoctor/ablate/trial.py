@@ -19,6 +19,7 @@ from typing import Any
 
 from lossdoctor.errors import RunError, RunWriteError, UsageError, mismatch
 from lossdoctor.store import Run
+from lossdoctor.store.whole import replace_with
 
 SCHEMA = "lossdoctor/ablation@1"
 _PLAN, _DONE = "ablation.json", "trial.json"
@@ -44,13 +45,14 @@ class Trial:
 class Plan:
     """What all trials have in common. command: the script's. home: where they are kept. steps: of each.
 
-    every: measured steps.
+    every: measured steps. checkpoint: a file or folder of the script's own, from which every training begins.
     """
 
     command: tuple[str, ...]
     home: Path
     steps: int
     every: int
+    checkpoint: Path | None = None
 
     def claim(self) -> None:
         """Make the folder this plan's.
@@ -59,13 +61,16 @@ class Plan:
         written.
         """
         own = {"schema": SCHEMA, "command": list(self.command), "steps": self.steps, "every": self.every}
+        if self.checkpoint is not None:
+            # Another training from the same path, half way through, would be another ablation.
+            own["checkpoint"] = [str(self.checkpoint.absolute()), _written(self.checkpoint)]
         file = self.home / _PLAN
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 if any(self.home.iterdir()):
                     raise UsageError(_foreign(self.home, "other files", own))
-                _write(file, own)
+                replace_with(file, _json(own))
             there = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             got = f"{self.home}: {error.strerror or error}"
@@ -86,6 +91,7 @@ class Plan:
             "LOSSDOCTOR_STEPS": str(self.steps),
             "LOSSDOCTOR_EVERY": str(self.every),
             "LOSSDOCTOR_RUN": str(run.absolute()),
+            **({} if self.checkpoint is None else {"LOSSDOCTOR_CHECKPOINT": str(self.checkpoint.absolute())}),
         }
 
     def folder(self, trial: Trial) -> Path:
@@ -102,7 +108,7 @@ class Plan:
     def finish(self, trial: Trial, run: Path, seconds: float) -> None:
         """Note that the trial is whole. Raises RunError when there is no run that can be read."""
         Run.open(run)
-        _write(self.folder(trial) / _DONE, {"arm": trial.arm, "run": run.name, "seconds": seconds})
+        replace_with(self.folder(trial) / _DONE, _json({"arm": trial.arm, "run": run.name, "seconds": seconds}))
 
     def finished(self, trial: Trial) -> Run | None:
         """The run of a finished trial; None when it has yet to be done, or its run can no longer be read."""
@@ -119,11 +125,18 @@ def trials(arms: Sequence[str], seeds: int) -> list[Trial]:
     return [Trial(arm, seed) for seed in range(seeds) for arm in arms]
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    # In one move, so that a file which is there is whole.
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    draft.replace(path)
+def _written(checkpoint: Path) -> int:
+    """When it was last written, in nanoseconds. Raises UsageError when it is not there."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except OSError as error:
+        got = f"{checkpoint}: {error.strerror or error}"
+        todo = "name what the script has saved, with --checkpoint"
+        raise UsageError(mismatch("The checkpoint is not there.", "a file or folder", got, todo)) from error
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1)
 
 
 def _foreign(home: Path, got: str, own: dict[str, Any]) -> str:

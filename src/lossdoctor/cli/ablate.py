@@ -16,10 +16,11 @@ from lossdoctor.messages import text
 
 if TYPE_CHECKING:
     from lossdoctor.ablate.ablation import Ablation, Cure
-    from lossdoctor.ablate.local import Outcome
+    from lossdoctor.ablate.engine import Engine, Outcome
     from lossdoctor.cli.progress import Phases
 
 HOME = Path("runs/ablation")
+PAGE = "ablation.html"
 MEASURED = 20
 """Measured steps of a trial."""
 _USE = "lossdoctor ablate --fixes [--run RUN] -- python train.py"
@@ -31,12 +32,13 @@ INTERRUPTED = 130
 @click.option("--arms", metavar="ARM,..")
 @click.option("--fixes", is_flag=True)
 @click.option("--run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--steps", type=click.IntRange(min=1), default=200)
 @click.option("--seeds", type=click.IntRange(min=1), default=3)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--devices", metavar="ID,..")
 @click.option("--retries", type=click.IntRange(min=0), default=1)
-@click.option("--engine", type=click.Choice(["local"]), default="local")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @click.option("--verbose", "-v", is_flag=True)
@@ -49,6 +51,7 @@ def command(
     arms: str | None,
     fixes: bool,
     run: Path | None,
+    checkpoint: Path | None,
     steps: int,
     seeds: int,
     jobs: int | None,
@@ -62,10 +65,11 @@ def command(
 ) -> None:
     """Its help text is in the message catalogues."""
     from lossdoctor.ablate.ablation import ablate, try_fixes
-    from lossdoctor.ablate.local import Local
     from lossdoctor.ablate.trial import Plan
     from lossdoctor.cli.progress import Counted
     from lossdoctor.report.ablation_text import Answers
+    from lossdoctor.report.page import ablation_page
+    from lossdoctor.report.page.experiments import ANSWERS
     from lossdoctor.store import Run
 
     if not script:
@@ -81,30 +85,34 @@ def command(
     talk = settings(ctx)
     slots = _listed(devices)
     # Rules ask for more points than means over seeds do.
-    plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)))
-    local = Local(jobs or len(slots) or 1, slots, retries)
+    plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)), checkpoint)
     try:
-        with Counted(talk.console(err=form == "json"), talk.lang) as phases:
+        with (
+            _engine(engine, jobs, slots, retries) as place,
+            Counted(talk.console(err=form == "json"), talk.lang) as phases,
+        ):
             teller = _Teller(phases, talk.lang)
             told: dict[str, Any] = {"seeds": seeds, "tell": teller.tell, "begin": teller.begin}
             done: Ablation | Cure
             if fixes:
-                done = try_fixes(plan, local, run=origin, **told)
+                done = try_fixes(plan, place, run=origin, **told)
             else:
-                done = ablate(plan, local, arms=None if arms is None else _listed(arms), **told)
+                done = ablate(plan, place, arms=None if arms is None else _listed(arms), **told)
     except KeyboardInterrupt:
         click.echo(text("ablate.stopped", talk.lang), err=True)
         ctx.exit(INTERRUPTED)
     found = done.as_json(talk.lang)
     answer = json.dumps(found, ensure_ascii=False, indent=2)
-    written(out / "effects.json", answer)
+    written(out / ANSWERS, answer)
+    written(out / PAGE, ablation_page(found, talk.lang))
     if form == "json":
         click.echo(answer)
     else:
         talk.console().print(Answers(found, talk.lang, verbose=verbose))
-        click.echo("\n" + text("ablate.saved", talk.lang, path=out / "effects.json"))
+        click.echo("\n" + text("ablate.saved", talk.lang, path=f"{out / ANSWERS}, {out / PAGE}"))
     if run is not None:
         _remember(run, found["fixes"])
+        written(run / ANSWERS, answer)
         click.echo(text("ablate.remembered", talk.lang, run=run), err=form == "json")
     if found["failed"]:
         click.echo(text("ablate.lost", talk.lang, n=len(found["failed"]), out=out), err=True)
@@ -131,6 +139,16 @@ class _Teller:
             self.phases.say(text("ablate.failed", self.lang, arm=trial.arm, seed=trial.seed, reason=outcome.failure))
         self.done += 1
         self.phases.at(self.phase[0], self.done, self.phase[1])
+
+
+def _engine(name: str, *how: Any) -> Engine:
+    if name == "ray":
+        from lossdoctor.ablate.ray import Ray
+
+        return Ray(*how)
+    from lossdoctor.ablate.local import Local
+
+    return Local(*how)
 
 
 def _listed(given: str | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import tempfile
 from pathlib import Path
@@ -66,15 +65,12 @@ def _unwritable(folder: Path, reason: str) -> RunWriteError:
 
 def written(path: Path, told: str) -> None:
     """Write a text into a file the user has named, whole or not at all. Raises RunWriteError when that cannot be."""
-    draft = path.with_name(f".draft-{path.name}")
+    from lossdoctor.store.whole import replace_with
+
     try:
-        draft.write_text(told, encoding="utf-8")
-        draft.replace(path)
+        replace_with(path, told)
     except OSError as error:
         got = f"{path}: {error.strerror or error}"
         raise RunWriteError(
             mismatch("The file cannot be written.", "a place to write in", got, "choose another with --output")
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)

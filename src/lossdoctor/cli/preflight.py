@@ -22,14 +22,28 @@ _FORM = "module:function, such as train:preflight"
 
 @click.command("preflight")
 @click.argument("function", metavar="MODULE:FUNCTION")
+@click.option("--run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text")
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--fail-on", type=click.Choice(FAIL_ON), default="warning")
 @click.option("--verbose", "-v", is_flag=True)
 @global_options
 @click.pass_context
-def command(ctx: click.Context, *, function: str, form: str, output: Path | None, fail_on: str, verbose: bool) -> None:
+def command(
+    ctx: click.Context,
+    *,
+    function: str,
+    run: Path | None,
+    form: str,
+    output: Path | None,
+    fail_on: str,
+    verbose: bool,
+) -> None:
     """Its help text is in the message catalogues."""
+    from lossdoctor.store import Run, RunWriter
+
+    if run is not None:
+        Run.open(run)
     given = _returned(function, _found(function))
     from lossdoctor.preflight import check
 
@@ -44,6 +58,10 @@ def command(ctx: click.Context, *, function: str, form: str, output: Path | None
             )
         )
     diagnosis = check(**given)
+    if run is not None:
+        with RunWriter(run, resume=True) as writer:
+            for told in diagnosis.events():
+                writer.event("preflight", **told)
     deliver([diagnosis], form, output, settings(ctx), verbose=verbose)
     ctx.exit(exit_code([diagnosis], fail_on))
 

@@ -20,6 +20,7 @@ from lossdoctor.errors import RunError, RunWriteError, mismatch
 from lossdoctor.rules import Rule, RunView
 from lossdoctor.store import Run, UnknownMetricError
 from lossdoctor.store.alone import alone
+from lossdoctor.store.whole import replace_with
 
 HEALTHY = "healthy"
 PREFIXES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -140,10 +141,8 @@ def train(case: Case, program: Program, home: Path) -> None:
             _check_kept(run, folder)
             harm = _harm(case, program, run)
         facts = {"harm": harm if math.isfinite(harm) else None, "seconds": time.perf_counter() - started}
-        # In one move: the file says that the case is whole.
-        draft = folder / f"{_DONE}.new"
-        draft.write_text(json.dumps(facts, allow_nan=False), encoding="utf-8")
-        draft.replace(folder / _DONE)
+        # Last: the file says that the case is whole.
+        replace_with(folder / _DONE, json.dumps(facts, allow_nan=False))
 
 
 def _harm(case: Case, program: Program, run: Run) -> float:

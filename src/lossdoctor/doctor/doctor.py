@@ -78,7 +78,8 @@ class Doctor:
     default, changes nothing. strict: raise instead of recording a failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
     1 % of the time; what is new goes to the log, to the run's and the sinks' events, and to `on_finding`, which is
-    called in the training thread, after a step. meta: anything JSON can hold, kept in meta.json.
+    called in the training thread, after a step. preflight: what `preflight.check` found, kept in the run's events for
+    every later diagnosis. meta: anything JSON can hold, kept in meta.json.
 
     In an experiment the environment names the arm, the folder of the run and its end; see `probe.experiment`.
     Raises UsageError for heads, kinds or schedules that cannot be, RunExistsError when the folder holds another run. A
@@ -103,6 +104,7 @@ class Doctor:
         resume: bool = False,
         on_finding: Callable[[Finding], object] | None = None,
         live: bool = True,
+        preflight: Diagnosis | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         optimizers, checked = check_optimizers(optimizer), check_heads(model, heads or {})
@@ -153,8 +155,8 @@ class Doctor:
             **({} if trial is None else trial.facts),
         }
         self._out = Outlet(run, facts, sinks, resume=resume, strict=strict, rank=rank)
-        for name, ramp in ({} if trial is None else trial.schedules).items():
-            self.scheduled(name, ramp)
+        for fields in () if preflight is None else preflight.events():
+            self._out.event("preflight", **fields)
         if passed_over and gradients != "auto":
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
         self._treatment = None if balance is None else self._treated(balancer(balance))
@@ -272,11 +274,13 @@ class Doctor:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
-    def scheduled(self, name: str, ramp: Ramp) -> None:
+    def scheduled(self, name: str, ramp: Ramp, since: int = 0) -> None:
         """Note that `name` follows a schedule, and until which step: no rule judges it before. Once per name."""
         if not self._closed and name not in self._schedules:
             self._schedules.add(name)
-            self._out.event("schedule", target=name, schedule=repr(ramp), until=getattr(ramp, "steps", None))
+            steps = getattr(ramp, "steps", None)
+            until = None if steps is None else since + steps
+            self._out.event("schedule", target=name, schedule=repr(ramp), until=until)
 
     def not_handed_in(self, what: str) -> None:
         """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
@@ -313,7 +317,9 @@ class Doctor:
             self.scheduled(f"weight/{name}", ramp)
         factors = named_weights(losses, given, numbers)
         if self._trial is not None:
-            factors = self._trial.experiment.weights(losses, factors, self._out.step)
+            for name, ramp in self._trial.schedules.items():
+                self.scheduled(name, ramp, self._out.step - self._trial.done)  # counted from where the arm began
+            factors = self._trial.experiment.weights(losses, factors, self._trial.done)
         if self._treatment is not None:
             factors = self._treatment.weigh(factors)
         total = weighted_total(given, factors)

@@ -29,6 +29,8 @@ class Trial:
         """What meta.json says of it; what the script hands in is known at the end."""
         own = self.experiment
         told = {"arm": str(own.arm), "seed": own.seed, "seeded": own.seeded, "steps": own.steps}
+        if own.checkpoint is not None:
+            told["checkpoint"] = own.checkpoint
         return {"experiment": {**told, "conditions": own.conditions > 0, "knobs": sorted(own.knobs)}}
 
     @property

@@ -1,8 +1,8 @@
 """The experiment a process is part of, as the environment says: which arm, for how long, from which seed.
 
-`LOSSDOCTOR_ARM`, `LOSSDOCTOR_STEPS`, `LOSSDOCTOR_SEED`, `LOSSDOCTOR_RUN` and `LOSSDOCTOR_EVERY` are set by whoever
-runs the experiment; the script itself knows nothing of arms. This is the one part that changes a run, and only when an
-arm asks for it.
+`LOSSDOCTOR_ARM`, `LOSSDOCTOR_STEPS`, `LOSSDOCTOR_SEED`, `LOSSDOCTOR_RUN`, `LOSSDOCTOR_EVERY` and
+`LOSSDOCTOR_CHECKPOINT` are set by whoever runs the experiment; the script itself knows nothing of arms. This is the one
+part that changes a run, and only when an arm asks for it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 Group = dict[str, Any]
 
 ARM, STEPS, SEED = "LOSSDOCTOR_ARM", "LOSSDOCTOR_STEPS", "LOSSDOCTOR_SEED"
-RUN, EVERY = "LOSSDOCTOR_RUN", "LOSSDOCTOR_EVERY"
-_ALL = (ARM, STEPS, SEED, RUN, EVERY)
+RUN, EVERY, CHECKPOINT = "LOSSDOCTOR_RUN", "LOSSDOCTOR_EVERY", "LOSSDOCTOR_CHECKPOINT"
+_ALL = (ARM, STEPS, SEED, RUN, EVERY, CHECKPOINT)
 
 
 @dataclass(slots=True)
 class Experiment:
     """One arm in this process. steps: after which the process ends. every: measured steps, in place of the script's.
 
-    knobs, losses, conditions, seeded: what the script has handed in so far, and whether it let itself be seeded.
-    doctors: how many have begun.
+    checkpoint: the script's own, from which it is to begin. knobs, losses, conditions, seeded, resumed: what the script
+    has handed in so far, whether it let itself be seeded, and told where to begin. doctors: how many have begun.
     """
 
     arm: arms.Arm
@@ -42,10 +42,12 @@ class Experiment:
     seed: int | None = None
     run: Path | None = None
     every: int | None = None
+    checkpoint: str | None = None
     knobs: dict[str, object] = field(default_factory=dict)
     losses: set[str] = field(default_factory=set)
     conditions: int = 0
     seeded: bool = False
+    resumed: bool = False
     doctors: int = 0
 
     def folder(self) -> Path | None:
@@ -66,6 +68,11 @@ class Experiment:
                 changed = change.applied(changed)
         return changed if changed is value else _like(value, changed)
 
+    def start(self, path: T) -> T | str:
+        """The checkpoint to begin from: that of the experiment, else the script's own."""
+        self.resumed = True
+        return path if self.checkpoint is None else self.checkpoint
+
     def condition(self, cond: T, step: int) -> T:
         """A condition, its rows shuffled if the arm says so: the same way for all that are handed in at one step."""
         self.conditions += 1
@@ -74,7 +81,7 @@ class Experiment:
     def weights(
         self, losses: Iterable[str], weights: Mapping[str, float | Tensor], step: int
     ) -> dict[str, float | Tensor]:
-        """The weights at a step. losses: the names known to one backward; weights: of those that are there."""
+        """The weights at a step of the experiment. losses: names known to one backward; weights: of those there."""
         self.losses.update(losses)
         return {name: self.arm.weight(name, float(weight), step) for name, weight in weights.items()}
 
@@ -85,6 +92,15 @@ class Experiment:
                 raise UsageError(_not_there(str(change), "losses", self.losses))
             if change.verb == "knob" and change.target not in self.knobs:
                 raise UsageError(_not_there(str(change), "knobs", self.knobs))
+        if self.checkpoint is not None and not self.resumed:
+            raise UsageError(
+                mismatch(
+                    "The experiment cannot begin from a checkpoint",
+                    "a script that asks lossdoctor.checkpoint() where to begin",
+                    "no call before the first step",
+                    "write path = lossdoctor.checkpoint(path) before the script loads from path",
+                )
+            )
         if self.arm.of("shuffle") and not self.conditions:
             raise UsageError(
                 mismatch(
@@ -104,13 +120,14 @@ def current() -> Experiment | None:
 
 @functools.lru_cache(maxsize=1)
 def _experiment(told: tuple[str, ...]) -> Experiment:
-    arm, steps, seed, run, every = told
+    arm, steps, seed, run, every, checkpoint = told
     return Experiment(
         arms.parse(arm or arms.BASELINE),
         _whole(STEPS, steps, least=1),
         _whole(SEED, seed),
         Path(run) if run else None,
         _whole(EVERY, every, least=1),
+        checkpoint or None,
     )
 
 

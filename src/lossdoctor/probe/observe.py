@@ -181,6 +181,16 @@ def knob(name: str, value: T) -> T:
     return value
 
 
+def checkpoint(path: T) -> T | str:
+    """Where the training begins: `path`, or in an experiment that begins from a checkpoint, that checkpoint.
+
+    path: what the script would load, None for a training from scratch. Call it, and load, before the first step, and
+    `seed_everything` after that: a checkpoint that brings random states along would make all seeds the same.
+    """
+    experiment = current()
+    return path if experiment is None else experiment.start(path)
+
+
 def seed_everything(default: int) -> int:
     """Seed python, numpy and torch on all devices; returns the seed. `LOSSDOCTOR_SEED`, set by an experiment, wins."""
     seed = int(default)

@@ -11,15 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lossdoctor.arms import BASELINE
-from lossdoctor.keys import describe
 from lossdoctor.messages import text
+from lossdoctor.report.effects import largest
 from lossdoctor.report.wording import number, visible
 
 _CERTAIN = {"confirmed": "bold red", "withdrawn": "green"}
 SHOWN = 4
 """Effects told of an arm."""
-_INNER = ("gradient", "step")
-"""Families that say how a run gets on, not what comes of it."""
 _STYLES = {"yes": "green", "no": "bold red", "undecided": "yellow"}
 
 
@@ -78,8 +76,8 @@ class Answers:
                 rows.add_row("", Text(one["text"], style="green"))
         if not proof["tried"]:
             rows.add_row(Text(text("ablate.none_tried", self._lang), style="dim"))
-        for sentence in proof["by_hand"][:3]:
-            rows.add_row(Text(text("ablate.by_hand", self._lang), style="dim"), Text(sentence, style="dim"))
+        for edit in proof["by_hand"][:3]:
+            rows.add_row(Text(text("ablate.by_hand", self._lang), style="dim"), Text(edit["text"], style="dim"))
         return rows
 
     def _expectations(self) -> Table:
@@ -110,7 +108,7 @@ class Answers:
         for arm in self._found["arms"]:
             if arm["arm"] == BASELINE:
                 continue
-            told = list(arm["effects"].items()) if self._verbose else _largest(arm["effects"])
+            told = list(arm["effects"].items()) if self._verbose else largest(arm["effects"])
             more += 0 if self._verbose else max(0, len(told) - SHOWN)
             for i, (name, effect) in enumerate(told if self._verbose else told[:SHOWN]):
                 low, high = effect["low"], effect["high"]
@@ -127,6 +125,7 @@ class Answers:
         said = [
             text("ablate.one_seed", lang) if seeds == 1 else "",
             "" if found["seeded"] else text("ablate.unseeded", lang),
+            text("ablate.alike", lang) if found.get("alike") else "",
             "" if found["conditioned"] or "fixes" in found else text("ablate.unconditioned", lang),
         ]
         for sentence in filter(None, said):
@@ -137,21 +136,3 @@ class Answers:
         for column in columns:
             rows.add_column(text(f"ablate.column.{column}", self._lang), overflow="fold")
         return rows
-
-
-def _largest(effects: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The clear effects on what a loss is there for, the largest for their size first; of several step counts one."""
-    finest: dict[str, int] = {}
-    for name in effects:
-        start, at, steps = name.partition("@")
-        if at:
-            finest[start] = max(finest.get(start, 0), int(steps))
-    found = []
-    for name, effect in effects.items():
-        key, (start, at, steps) = describe(name), name.partition("@")
-        inner = key is None or key.family in _INNER or name == "loss/total"
-        clear = effect["low"] is not None and (effect["low"] > 0 or effect["high"] < 0)
-        if clear and not inner and not (at and int(steps) < finest[start]):
-            size = max(abs(effect["baseline"]), abs(effect["arm"]))
-            found.append((abs(effect["difference"]) / size, name, effect))
-    return [(name, effect) for _, name, effect in sorted(found, key=lambda one: -one[0])]

@@ -11,6 +11,7 @@ from typing import Any
 
 from lossdoctor.errors import RunError, UsageError, mismatch
 from lossdoctor.store.plain import dumps
+from lossdoctor.store.whole import replace_with
 
 _DATABASE = re.compile(r"run(?:\.rank([1-9][0-9]*))?\.db")
 
@@ -71,9 +72,7 @@ class Folder:
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replace `meta.json` in one move: a reader sees the old one or the new one. Raises OSError."""
-        draft = self.meta.with_suffix(".json.new")
-        draft.write_text(dumps(meta, indent=2) + "\n", encoding="ascii")
-        draft.replace(self.meta)
+        replace_with(self.meta, dumps(meta, indent=2) + "\n")
 
     def read_events(self) -> tuple[list[dict[str, Any]], int]:
         """All events in order, and how many lines were torn (cut off by a crash or a full disk) and left out."""

@@ -205,7 +205,7 @@
     redraw();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  document.getElementById("search").addEventListener("input", (event) => {
+  document.getElementById("search")?.addEventListener("input", (event) => {
     const asked = event.target.value.toLowerCase();
     document.querySelectorAll("#metrics > details").forEach((one) => { one.hidden = !one.dataset.name.toLowerCase().includes(asked); });
   });
