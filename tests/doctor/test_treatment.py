@@ -78,7 +78,7 @@ def test_every_change_has_a_receipt(model: Model) -> None:
     first, *_ = events(run, "balance")
     assert first["balancer"] == "ratio"
     assert first["before"]["dino"] == 1.0
-    assert first["after"]["dino"] == pytest.approx(0.25)
+    assert first["after"]["dino"] == pytest.approx(1 / 16)
     assert "wanted 0.2 to 0.5" in first["reasons"]["dino"]
     assert first["predicted"]["dino"] < 1, "it will fall more slowly"
     outcome, *_ = events(run, "balance_outcome")
@@ -115,7 +115,7 @@ def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> No
     assert len(run["loss/flow"]) == 60
 
 
-@pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "cosine"])
+@pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "config", "cosine"])
 def test_a_checkpoint_goes_on_bit_for_bit(model: Model, name: str) -> None:
     other, weights = copy.deepcopy(model), {"flow": 1.0, "dino": 20.0, "kl": 0.01}
     train(model, 60, weights, balance=name)

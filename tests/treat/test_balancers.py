@@ -282,7 +282,7 @@ def test_a_balancer_by_name() -> None:
     assert isinstance(balancer("ratio"), RatioController)
     own = PCGrad(seed=3)
     assert balancer(own) is own
-    with pytest.raises(UsageError, match=r"(?s)balance= names a balancer.*'cosine', 'gradnorm', 'pcgrad', 'ratio'"):
+    with pytest.raises(UsageError, match=r"(?s)balance= names a balancer.*'config', 'cosine', 'gradnorm', 'pcgrad', 'ratio'"):
         balancer("magic")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,26 +67,36 @@ class Treatment:
             return
         before = {name: self.factors.get(name, 1.0) for name in seen.names}
         advice = self.balancer.advise(seen, before)
-        if advice.stopped is not None:
-            self.off = advice.stopped
-            self.out.event("balance_stopped", balancer=self.balancer.name, reason=advice.stopped, factors=before)
-            return
         if not all(map(math.isfinite, advice.factors.values())):
             return
         # More digits than the noise of a batch leaves would only make receipts hard to read.
         after = {name: float(f"{factor:.3g}") for name, factor in advice.factors.items()}
         if after != before:
             self.factors, self._set_at = after, step
+        if advice.stopped is not None:
+            self.off = advice.stopped
+            self.out.event("balance_stopped", balancer=self.balancer.name, reason=advice.stopped, factors=after)
+            return
         self._receipt(seen, advice.reasons)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, as plain JSON."""
-        return {"factors": dict(self.factors), "off": self.off, "balancer": self.balancer.state_dict()}
+        """What a checkpoint needs, as plain JSON: a change that is still to be judged is judged after it too."""
+        return {
+            "factors": dict(self.factors),
+            "off": self.off,
+            "set_at": self._set_at,
+            "told": dict(self._told),
+            "open": None if self._open is None else asdict(self._open),
+            "seen": {name: list(values) for name, values in self._seen.items()},
+            "balancer": self.balancer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as in the checkpoint; a change that was still to be judged is kept."""
-        self.factors, self.off = dict(state["factors"]), state["off"]
-        self._told, self._open = dict(self.factors), None
+        """Go on as in the checkpoint."""
+        self.factors, self.off, self._set_at = dict(state["factors"]), state["off"], int(state["set_at"])
+        self._told = dict(state["told"])
+        self._open = None if state["open"] is None else _Change(**state["open"])
+        self._seen = {name: deque(values, maxlen=JUDGED_AFTER) for name, values in state["seen"].items()}
         self.balancer.load_state_dict(state["balancer"])
 
     def readings(self, step: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
+from lossdoctor.treat.conflict_free import ConFIG
 from lossdoctor.treat.cosine import CosineWeighting
 from lossdoctor.treat.gradnorm import GradNorm
 from lossdoctor.treat.groups import param_groups, table
@@ -19,11 +20,12 @@ from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
-    "BALANCERS", "Advice", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
+    "BALANCERS", "Advice", "Balancer", "BetaTarget", "ConFIG", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
     "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups", "table",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {
+    "config": ConFIG,
     "cosine": CosineWeighting,
     "gradnorm": GradNorm,
     "pcgrad": PCGrad,

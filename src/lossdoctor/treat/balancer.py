@@ -17,7 +17,7 @@ Factors = dict[str, float]
 class Advice:
     """factors: of every loss. reasons: loss to why its factor moves, for people; empty when nothing does.
 
-    stopped: why the balancer has given up; None while it works.
+    stopped: why the balancer has given up, with the factors to stay at; None while it works.
     """
 
     factors: Factors
