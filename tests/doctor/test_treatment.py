@@ -115,6 +115,20 @@ def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> No
     assert len(run["loss/flow"]) == 60
 
 
+def test_a_detached_loss_stops_the_controller_and_not_the_training(model: Model) -> None:
+    """There is no weight that gives it a band; it used to go unsaid, because nothing was measured of it."""
+
+    class Detached(Model):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            found = super().losses(x)
+            return {**found, "kl": found["kl"].detach()}
+
+    run, _ = train(Detached(), 60, {"flow": 1.0, "dino": 0.3, "kl": 0.2}, balance="ratio")
+    (stopped,) = events(run, "balance_stopped")
+    assert stopped["reason"] == "kl has no gradient, whatever its weight"
+    assert len(run["loss/flow"]) == 60
+
+
 @pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "config", "cosine"])
 def test_a_checkpoint_goes_on_bit_for_bit(model: Model, name: str) -> None:
     other, weights = copy.deepcopy(model), {"flow": 1.0, "dino": 20.0, "kl": 0.01}

@@ -17,20 +17,23 @@ BANDS: Mapping[str, tuple[float, float]] = {"distill": (0.2, 0.5), "kl": (0.1, 0
 """The method's: norm of the weighted gradient over that of the velocity's, by kind."""
 _STUCK = 3
 """Measurements at a limit, or without a gradient, after which it stops."""
-_CHASE = 4
-"""Moves the same way in a row, after which the ratio must have followed."""
+_CHASE, _FAR = 3, 8.0
+"""Moves the same way, and what they come to, after which the ratio must have followed."""
 _FOLLOWED = 0.25
 """Of the logarithm of what the weight was multiplied with, the least the ratio must have moved by then."""
+_SETTLED = 3
+"""Measurements in the band after which the moves that led there are forgotten."""
 
 
 @dataclass(slots=True)
 class _Chase:
-    """Moves the same way, one after the other. ratio, factor: before the first of them."""
+    """Moves the same way, one after the other. ratio, factor: before the first. settled: measurements in the band."""
 
     ratio: float
     factor: float
     up: bool
     moves: int = 0
+    settled: int = 0
 
 
 @dataclass(slots=True)
@@ -42,8 +45,9 @@ class RatioController(Balancer):
     warmup: measurements that are passed over, as gradients at the initial weights are unlike any later. Inside its band
     a loss is left alone; one that is outside by the running mean and by the last measurement too, on the same side, is
     moved to the band's geometric middle. It stops, and says why, when a loss has no gradient, stays at its limit, or
-    answers a larger weight with a smaller gradient, whose weight it then puts back. Raises UsageError for bands or
-    limits that cannot be.
+    answers a larger weight with a smaller gradient, whose weight it then puts back. A loss that shares no parameter with
+    the anchor (an inner product of exactly 0) is left alone: no weight makes one stronger beside the other. Raises
+    UsageError for bands or limits that cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
@@ -80,15 +84,19 @@ class RatioController(Balancer):
         if self._seen <= self.warmup:
             return Advice(current, reasons)
         mean, last = self._strengths(seen, current)
-        for i, name in enumerate(seen.names):
-            if i == anchor or seen.kinds[i] not in self.bands or seen.weights[i] == 0:
-                continue
+        banded = [i for i, kind in enumerate(seen.kinds) if i != anchor and kind in self.bands and seen.weights[i] != 0]
+        meeting = [i for i in banded if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
+        if banded and not meeting:
+            told = ", ".join(seen.names[i] for i in banded)
+            self._stopped = f"{told}: no parameter in common with {seen.names[anchor]}, so that nothing is to be balanced"
+        for i in meeting:
+            name = seen.names[i]
             low, high = self.bands[seen.kinds[i]]
-            ratio, now = (side[i] / side[anchor] if side[anchor] > 0 else math.nan for side in (mean, last))
+            ratio, now = (float(side[i] / side[anchor]) if side[anchor] > 0 else math.nan for side in (mean, last))
             # What the mean still remembers and the last measurement no longer sees is being made good already.
             if math.isfinite(ratio) and ratio > 0 and not (max(ratio, now) < low or min(ratio, now) > high):
                 self._stuck.pop(name, None)
-                self._chases.pop(name, None)
+                self._settle(name)
                 continue
             wanted = math.sqrt(low * high) / ratio if math.isfinite(ratio) and ratio > 0 else math.nan
             if (back := self._in_vain(name, ratio, current[name], wanted)) is not None:
@@ -128,14 +136,20 @@ class RatioController(Balancer):
         chase = self._chases.get(name)
         if chase is None or chase.up != (wanted > 1):
             chase = self._chases[name] = _Chase(ratio, factor, wanted > 1)
-        chase.moves += 1
-        if chase.moves <= _CHASE:
-            return None
+        chase.moves, chase.settled = chase.moves + 1, 0
         given, gained = factor / chase.factor, ratio / chase.ratio
+        if chase.moves <= _CHASE or max(given, 1 / given) < _FAR:
+            return None
         if (math.log(gained) if chase.up else -math.log(gained)) >= _FOLLOWED * abs(math.log(given)):
             return None
         self._stopped = f"{name} does not follow its weight: times {given:.3g} moved its ratio by times {gained:.3g}"
         return chase.factor
+
+    def _settle(self, name: str) -> None:
+        if (chase := self._chases.get(name)) is not None:
+            chase.settled += 1
+            if chase.settled >= _SETTLED:
+                del self._chases[name]
 
     def _count(self, name: str, why: str) -> None:
         self._stuck[name] = self._stuck.get(name, 0) + 1
