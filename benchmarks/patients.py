@@ -1,4 +1,4 @@
-"""Trainings to treat: three programs of the clinic, each with whatever is wrong and whatever is done about it.
+"""Trainings to treat: three programs of the clinic and two of `two_losses`, each with an illness and a remedy.
 
 `train` runs one and grades it on data it has not seen. What an arm can say is said by an arm (`lossdoctor.arms`);
 `Plan` adds what no arm says. Results are kept in a file, so that a benchmark that is begun again trains nothing twice.
@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import two_losses
 from torch import Tensor
 
 import lossdoctor as ld
@@ -23,12 +25,11 @@ from lossdoctor.clinic.programs import BY_NAME, joint, noise_to_data
 from lossdoctor.clinic.programs.reference import SETTINGS
 from lossdoctor.clinic.programs.switch import switched
 from lossdoctor.config import override
-from lossdoctor.flow import TimeSampler, energy_distance, integrate
+from lossdoctor.flow import TimeSampler, Uniform, energy_distance, integrate
 from lossdoctor.losses import gaussian_kl
 from lossdoctor.metrics.velocity import alignment, by_time
 from lossdoctor.probe.experiment import ARM, SEED
 from lossdoctor.reference import ReferenceConfig, Trainer
-from lossdoctor.reference.data import stream
 from lossdoctor.reference.faults import sick
 from lossdoctor.reference.system import System
 from lossdoctor.treat import Balancer, free_bits
@@ -132,7 +133,7 @@ def _grades_of_reference(trainer: Trainer) -> Grades:
         "cos": values["eval/flow_cos"],
         "kl": float(gaussian_kl(mu, logvar, reduction="per_dim")),
         "agree": float((said.argmax(1) == heard.argmax(1)).float().mean()),
-        "prototypes": float(said.argmax(1).unique().numel()),
+        "prototypes": float(len(set(said.argmax(1).tolist()))),
         "sigma": float((logvar / 2).exp().mean()),
         "far": float(energy_distance(reached.flatten(1), z1.flatten(1))),
         **_edges(by_bin),
@@ -199,23 +200,23 @@ def _grades_of_joint(training: joint.Training, samples: int = 512) -> Grades:
 # Noise to data, with a distillation
 
 
-class _NoiseToData(noise_to_data.Training):
-    """The program as it is; the times of its velocity loss can be others."""
-
-
 def noise_program(plan: Plan, seed: int, steps: int, every: int) -> tuple[ld.Run, Grades]:
     ld.seed_everything(seed)
-    training = _NoiseToData(switched(BY_NAME["noise_to_data"], plan.fault))
+    training = noise_to_data.Training(switched(BY_NAME["noise_to_data"], plan.fault))
     model = training.model
-    with dosed(
-        plan,
-        model=model,
-        optimizer=training.optimizer,
-        heads={"flow_head": model.head, "projector": model.projector},
-        teacher=training.teacher,
-        kinds={"cfm": "velocity", "align": "distill"},
-        every=every,
-    ) as doctor:
+    times = plan.times or Uniform()
+    with (
+        dosed(
+            plan,
+            model=model,
+            optimizer=training.optimizer,
+            heads={"flow_head": model.head, "projector": model.projector},
+            teacher=training.teacher,
+            kinds={"cfm": "velocity", "align": "distill"},
+            every=every,
+        ) as doctor,
+        mock.patch.object(noise_to_data, "Uniform", return_value=times),
+    ):
         for _ in range(steps):
             training.step(doctor)
         doctor.close(rollout=False)
@@ -247,7 +248,31 @@ def _grades_of_noise(training: noise_to_data.Training, samples: int = 512) -> Gr
     }
 
 
-PROGRAMS = {"joint": joint_program, "noise_to_data": noise_program, "reference": reference}
+# Two losses
+
+
+def small_program(make: Callable[[int], Any]) -> Callable[[Plan, int, int, int], tuple[ld.Run, Grades]]:
+    def program(plan: Plan, seed: int, steps: int, every: int) -> tuple[ld.Run, Grades]:
+        model, how = make(seed), plan.settings.get("optimizer", "sgd")
+        maker: Any = torch.optim.Adam if how == "adam" else torch.optim.SGD
+        optimizer = maker(model.parameters(), lr=model.rate[how])
+        with dosed(
+            plan, model=model, optimizer=optimizer, kinds=model.kinds, every=lambda step: step % every == 0
+        ) as doctor:
+            weights = dict.fromkeys(model.kinds, 1.0)
+            two_losses.trained(model, optimizer, seed, steps, lambda losses: doctor.backward(losses, weights))
+        return doctor.run, two_losses.grades(model)
+
+    return program
+
+
+PROGRAMS = {
+    "conflict": small_program(two_losses.Conflict),
+    "imbalance": small_program(two_losses.Imbalance),
+    "joint": joint_program,
+    "noise_to_data": noise_program,
+    "reference": reference,
+}
 
 
 # One training, and many
@@ -261,7 +286,7 @@ def train(program: str, plan: Plan, seed: int, steps: int, every: int = 50) -> d
         run, grades = PROGRAMS[program](plan, seed, steps, every)
     finally:
         del os.environ[ARM], os.environ[SEED]
-    found = {"grades": grades, "seconds": time.process_time() - began, "events": {}}
+    found: dict[str, Any] = {"grades": grades, "seconds": time.process_time() - began, "events": {}}
     strengths = [name for name in run if name.startswith("grad_weighted/")]
     found["strength"] = {name.removeprefix("grad_weighted/"): run[name].values.tolist() for name in strengths}
     found["steps"] = run[strengths[0]].steps.tolist() if strengths else []

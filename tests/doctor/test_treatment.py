@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lossdoctor as ld
+from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.errors import UsageError
 from lossdoctor.probe import experiment
 from lossdoctor.treat import Advice, Balancer, Measured, PCGrad
@@ -94,7 +95,7 @@ class Harmful(Balancer):
     name: str = "harmful"
 
     def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
-        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 0.0 if seen.step < 20 else -20.0}, {})
+        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 1.0 if seen.step < 20 else -20.0}, {})
 
 
 def test_a_change_that_hurts_is_taken_back(model: Model) -> None:
@@ -104,8 +105,43 @@ def test_a_change_that_hurts_is_taken_back(model: Model) -> None:
     assert outcomes[-1]["hurt"] == ["flow"]
     (stopped,) = events(run, "balance_stopped")
     assert "rolled back" in stopped["reason"]
-    assert run["balance/flow"].values[-1] == stopped["factors"]["flow"] == 0.0
+    assert run["balance/flow"].values[-1] == stopped["factors"]["flow"] == 1.0
     assert len(set(run["balance/flow"].values[-5:].tolist())) == 1, "nothing is tried again"
+
+
+@dataclass(slots=True)
+class Noted:
+    """In place of an outlet: what was told."""
+
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        self.told.append({"kind": kind, **facts})
+
+
+@dataclass(slots=True)
+class Greedy(Balancer):
+    """A larger factor, and a much larger one later."""
+
+    name: str = "greedy"
+
+    def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        return Advice({"flow": 5.0 if seen.step < 5 else 50.0}, {})
+
+
+def test_where_going_back_hurts_too_only_the_weights_of_the_script_are_left() -> None:
+    """Factors of a moment can be as bad as the ones they were replaced with."""
+    out = Noted()
+    treatment = Treatment(Greedy(), out)  # type: ignore[arg-type]
+    treatment.weigh({"flow": 1.0})
+    for step in range(20):
+        loss = 1.0 if step < 6 else 3.0 ** (step - 5)
+        treatment.learn(step, {"grad/flow": 1.0, "loss/flow": loss}, {"flow": "velocity"})
+    outcomes = [told["verdict"] for told in out.told if told["kind"] == "balance_outcome"]
+    assert outcomes == ["kept", "rolled back", "rolled back"]
+    stopped = [told["factors"] for told in out.told if told["kind"] == "balance_stopped"]
+    assert stopped == [{"flow": 5.0}, {"flow": 1.0}]
+    assert treatment.factors == {"flow": 1.0}
 
 
 def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> None:

@@ -67,7 +67,9 @@ def test_a_gram_comes_back_from_norms_and_cosines() -> None:
     assert found.norms == pytest.approx(norms)
     assert measured({**readings, "grad/kl": math.nan}, dict(zip(NAMES, KINDS, strict=True)), {"kl": 1.0}, 7) is None
     assert measured({}, {}, {}, 0) is None
-    detached = {key: value for key, value in readings.items() if key != "grad/kl" and "|kl" not in key and "kl|" not in key}
+    detached = {
+        key: value for key, value in readings.items() if key != "grad/kl" and "|kl" not in key and "kl|" not in key
+    }
     found = measured(detached, dict(zip(NAMES, KINDS, strict=True)), dict.fromkeys(NAMES, 2.0), 7)
     assert found is not None
     assert found.gram[2].tolist() == [0.0, 0.0, 0.0], "a loss without a gradient is a row of zeros"
@@ -247,7 +249,7 @@ def test_losses_that_share_no_parameter_are_left_alone() -> None:
 
 @pytest.mark.parametrize("answer", [1.0, 0.9])
 def test_a_gradient_that_shrinks_as_its_weight_grows_is_not_chased(answer: float) -> None:
-    """A KL on its way to 0 has ever less gradient: more weight makes it smaller still, and there is no band to reach."""
+    """A KL on its way to 0 has ever less gradient: more weight makes it smaller still."""
     one, factors, told = RatioController(warmup=0, limit=1e9), dict.fromkeys(NAMES, 1.0), None
     most = 1.0
     for step in range(30):
@@ -341,7 +343,9 @@ def test_a_balancer_by_name() -> None:
     assert isinstance(balancer("ratio"), RatioController)
     own = PCGrad(seed=3)
     assert balancer(own) is own
-    with pytest.raises(UsageError, match=r"(?s)balance= names a balancer.*'config', 'cosine', 'gradnorm', 'pcgrad', 'ratio'"):
+    with pytest.raises(
+        UsageError, match=r"(?s)balance= names a balancer.*'config', 'cosine', 'gradnorm', 'pcgrad', 'ratio'"
+    ):
         balancer("magic")
 
 

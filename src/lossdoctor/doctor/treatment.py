@@ -59,11 +59,11 @@ class Treatment:
         The readings are the same on every rank, and so is what becomes of them.
         """
         seen = measured(readings, kinds, self._base, step)
-        if seen is None or not seen.finite or self.off is not None:
+        if seen is None or not seen.finite:
             return
         for name, loss in zip(seen.names, seen.losses.tolist(), strict=True):
             self._seen.setdefault(name, deque(maxlen=JUDGED_AFTER)).append(loss)
-        if self._judge(seen):
+        if self._judge(seen) or self.off is not None:
             return
         before = {name: self.factors.get(name, 1.0) for name in seen.names}
         advice = self.balancer.advise(seen, before)
@@ -138,7 +138,12 @@ class Treatment:
         self.out.event("balance_outcome", balancer=self.balancer.name, verdict=verdict, **told)
         if not hurt:
             return False
+        again = self.off is not None
         self.factors, self._told, self._set_at = dict(change.before), dict(change.before), seen.step
+        # Factors of a moment, PCGrad's for one, may hurt as well: if they do, only the script's own weights are left.
+        own = dict.fromkeys(change.before, 1.0)
+        last = dict(zip(seen.names, seen.losses.tolist(), strict=True))
+        self._open = None if again or change.before == own else _Change(own, last, seen.step)
         self.off = f"a change was rolled back: {', '.join(hurt)} became more than {WORSE:g} times as large"
         self.out.event("balance_stopped", balancer=self.balancer.name, reason=self.off, factors=self.factors)
         return True

@@ -20,8 +20,9 @@ from lossdoctor.treat.schedules import BetaTarget, Cyclical, WarmUp, free_bits
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
-    "BALANCERS", "Advice", "Balancer", "BetaTarget", "ConFIG", "CosineWeighting", "Cyclical", "GradNorm", "Measured", "PCGrad",
-    "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups", "table",
+    "BALANCERS", "Advice", "Balancer", "BetaTarget", "ConFIG", "CosineWeighting", "Cyclical", "GradNorm", "Measured",
+    "PCGrad", "RatioController", "WarmUp", "Weighted", "Weighting", "balancer", "free_bits", "measured", "param_groups",
+    "table",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {

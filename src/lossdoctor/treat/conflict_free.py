@@ -20,7 +20,7 @@ def coefficients(gram: Matrix) -> Matrix:
     norms = np.sqrt(np.clip(np.diagonal(gram), 0.0, None))
     used = norms > 0
     alike = cosines(gram)[np.ix_(used, used)]
-    # x = sum_i a_i g_i / |g_i| with C a = 1. Rank to 1e-12 of the largest eigenvalue: a Gram has the squares of a matrix.
+    # x = sum_i a_i g_i / |g_i| with C a = 1. Eigenvalues of a Gram are squares, hence 1e-12.
     a = np.linalg.pinv(alike, rcond=1e-12, hermitian=True) @ np.ones(int(used.sum()))
     squared = float(a @ alike @ a)
     found = np.zeros(len(gram))

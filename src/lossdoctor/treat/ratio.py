@@ -45,9 +45,8 @@ class RatioController(Balancer):
     warmup: measurements that are passed over, as gradients at the initial weights are unlike any later. Inside its band
     a loss is left alone; one that is outside by the running mean and by the last measurement too, on the same side, is
     moved to the band's geometric middle. It stops, and says why, when a loss has no gradient, stays at its limit, or
-    answers a larger weight with a smaller gradient, whose weight it then puts back. A loss that shares no parameter with
-    the anchor (an inner product of exactly 0) is left alone: no weight makes one stronger beside the other. Raises
-    UsageError for bands or limits that cannot be.
+    answers a larger weight with a smaller gradient, whose weight it then puts back. A loss that shares no parameter
+    with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
@@ -88,7 +87,9 @@ class RatioController(Balancer):
         meeting = [i for i in banded if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
         if banded and not meeting:
             told = ", ".join(seen.names[i] for i in banded)
-            self._stopped = f"{told}: no parameter in common with {seen.names[anchor]}, so that nothing is to be balanced"
+            self._stopped = (
+                f"{told}: no parameter in common with {seen.names[anchor]}, so that nothing is to be balanced"
+            )
         for i in meeting:
             name = seen.names[i]
             low, high = self.bands[seen.kinds[i]]
