@@ -11,7 +11,7 @@ import argparse
 import math
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -304,9 +304,11 @@ def table(ledger: Ledger, ward: Ward, seeds: int) -> tuple[str, dict[str, str]]:
     return "\n".join(lines), verdicts
 
 
-def page(ledger: Ledger, seeds: int) -> str:
+def page(ledger: Ledger, programs: Collection[str], seeds: int) -> str:
     parts, summary = [], []
     for ward in WARDS:
+        if ward.program not in programs:
+            continue
         told, verdicts = table(ledger, ward, seeds)
         parts.append(f"## {ward.title}\n\n{ward.steps} steps, measured every {ward.every}.\n\n{told}")
         summary += [f"| {name} | {ward.title} | {told} |" for name, told in verdicts.items()]
@@ -343,11 +345,13 @@ which after so few steps and seeds is no proof that nothing happens.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    everything = sorted({ward.program for ward in WARDS})
+    parser.add_argument("--programs", nargs="+", choices=everything, default=everything)
     parser.add_argument("--work", type=Path, default=Path("runs/cures"))
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     one_thread()
-    text = page(Ledger(given.work / "trainings.jsonl"), given.seeds)
+    text = page(Ledger(given.work / "trainings.jsonl"), given.programs, given.seeds)
     print(text)
     if given.write:
         given.write.write_text(text, encoding="utf-8")
