@@ -295,8 +295,8 @@ HOW = f"""One weight is 100 times too large (even seeds) or too small (odd seeds
 Trainings of {STEPS} steps under `balance="ratio"`, `every={EVERY}`, against the same training with its own weights.
 "In the band by": the first measured step with every ratio in its band, of the slowest seed. "Stays": seeds in which the
 median of every ratio measured from step {FROM} on is in its band. Then grades on data not trained on: without the
-controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights). `**`: the interval
-leaves 0 out, and the difference is more than two standard deviations of the right weights over the seeds."""
+controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights). `**`: the
+interval leaves 0 out, and the difference is more than two standard deviations of the right weights over the seeds."""
 
 
 def page(ledger: Ledger, cases: Iterable[Case], seeds: int, number: int, rounds: int) -> str:

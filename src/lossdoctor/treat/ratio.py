@@ -21,7 +21,7 @@ _CHASE, _FAR = 3, 8.0
 """Moves the same way, and what they come to, after which the ratio must have followed."""
 _FOLLOWED = 0.25
 """Of the logarithm of what the weight was multiplied with, the least the ratio must have moved by then."""
-_SETTLED = 3
+_SETTLED = 10
 """Measurements in the band after which the moves that led there are forgotten."""
 
 
