@@ -92,10 +92,10 @@ CASES = {
         {"kl, 100 times too small": ("kl", TINY), "kl, 100 times too large": ("kl", LARGE)},
         ("nmse", "cos", "kl", "recon"),
         "Autoencoder and flow, trained jointly",
-        """The flow learns from a detached latent and shares no parameter with the KL; the default controller says so and
-stops. This one holds the KL at 0.15 to 0.45 of the reconstruction. A gradient is small where a weight is small, and also
-where a loss has nothing left to gain: under a KL that is far too strong the posterior is at the prior from the first
-steps on, and its gradient is next to nothing. Look at `post/` before you balance a KL.""",
+        """The flow learns from a detached latent and shares no parameter with the KL; the default controller says so
+and stops. This one holds the KL at 0.15 to 0.45 of the reconstruction. A gradient is small where a weight is small, and
+also where a loss has nothing left to gain: under a KL that is far too strong the posterior is at the prior from the
+first steps on, and its gradient is next to nothing. Look at `post/` before you balance a KL.""",
     ),
 }
 WELL = Plan("well")

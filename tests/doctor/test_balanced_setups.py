@@ -121,14 +121,6 @@ def test_half_precision_comes_to_the_factors_of_full_precision(model: Model) -> 
     assert len(half["loss/flow"]) == 20
 
 
-def test_an_overflow_moves_nothing(model: Model) -> None:
-    """A due step whose gradients are infinite under the scaler's factor is no measurement."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=100)
-    run, _ = train(model, scaler=scaler)
-    assert run["balance/dino"].values[-1] < 0.5 if "balance/dino" in run else True
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
 def test_a_compiled_model_is_balanced_like_itself(model: Model) -> None:
     other = copy.deepcopy(model)
     eager, _ = train(model)
@@ -140,15 +132,16 @@ def test_a_compiled_model_is_balanced_like_itself(model: Model) -> None:
 
 def test_between_measurements_the_factors_stay_and_their_age_is_told(model: Model) -> None:
     run, _ = train(model, steps=41)
-    age, dino = run["balance/age"], run["balance/dino"]
-    assert age.steps.tolist() == list(range(0, 41, 4))
-    used = run["weight/dino"].values / WRONG["dino"]
-    before = [1.0, *dino.values[:-1].tolist()] if len(dino) == len(used) else None
-    for at, now in zip(age.steps.tolist(), age.values.tolist(), strict=True):
-        assert now <= at
+    age, dino, used = run["balance/age"], run["balance/dino"], run["weight/dino"]
+    assert age.steps.tolist() == used.steps.tolist() == list(range(0, 41, 4))
+    in_use = dict(zip(dino.steps.tolist(), dino.values.tolist(), strict=True))
+    assert [w / WRONG["dino"] for w in used.values] == pytest.approx([in_use.get(step, 1.0) for step in age.steps])
+    changed = [4, *(step for step in in_use if in_use[step] != in_use.get(step + 4, in_use[step]))]
+    for step, steps in zip(age.steps.tolist(), age.values.tolist(), strict=True):
+        kl_too = [at for at in changed if at < step]
+        assert steps <= step - max(kl_too, default=0)
     assert 4.0 in age.values, "set at the last measurement, four steps ago"
     assert age.values[-1] > 4.0, "in its band it is left alone, and the age grows"
-    assert before is None or used.tolist() == pytest.approx(before) or used.tolist() == pytest.approx(dino.values)
 
 
 @dataclass(slots=True)
