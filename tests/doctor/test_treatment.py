@@ -126,7 +126,7 @@ class Greedy(Balancer):
     name: str = "greedy"
 
     def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
-        return Advice({"flow": 5.0 if seen.step < 5 else 50.0}, {})
+        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 5.0 if seen.step < 5 else 50.0}, {})
 
 
 def test_where_going_back_hurts_too_only_the_weights_of_the_script_are_left() -> None:
@@ -142,6 +142,17 @@ def test_where_going_back_hurts_too_only_the_weights_of_the_script_are_left() ->
     stopped = [told["factors"] for told in out.told if told["kind"] == "balance_stopped"]
     assert stopped == [{"flow": 5.0}, {"flow": 1.0}]
     assert treatment.factors == {"flow": 1.0}
+
+
+@pytest.mark.parametrize(("other", "verdict"), [("velocity", "kept"), ("other", "rolled back")])
+def test_a_distillation_that_rises_is_no_harm_where_a_velocity_can_be_asked(other: str, verdict: str) -> None:
+    out = Noted()
+    treatment = Treatment(Greedy(), out)  # type: ignore[arg-type]
+    treatment.weigh({"flow": 1.0, "dino": 1.0})
+    for step in range(5):
+        told = {"grad/flow": 1.0, "loss/flow": 1.0, "grad/dino": 1.0, "loss/dino": 1.0 + 3 * step}
+        treatment.learn(step, told, {"flow": other, "dino": "distill"})
+    assert next(told["verdict"] for told in out.told if told["kind"] == "balance_outcome") == verdict
 
 
 def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> None:

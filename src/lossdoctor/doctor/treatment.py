@@ -21,7 +21,9 @@ WORSE = 2.0
 """Times its value before the change, above which a loss that is meant to fall makes the change a mistake."""
 TOLD = 0.05
 """Relative change of a factor that is worth a receipt: one for every small move would fill the run."""
-_MEANT_TO_FALL = ("velocity", "distill")
+_JUDGES = ("velocity", "distill")
+"""The first of these kinds there is says whether a change hurt. A distillation beside a velocity does not: its teacher
+moves, and in a healthy training its loss may double in the first twenty steps (docs/log.md, experiment 25)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class Treatment:
         if change is None:
             return False
         now = {name: _middle(self._seen[name]) for name in seen.names}
-        falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind in _MEANT_TO_FALL]
+        judge = next((kind for kind in _JUDGES if kind in seen.kinds), None)
+        falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind == judge]
         hurt = [name for name in falling if now[name] > WORSE * max(change.losses.get(name, math.inf), 1e-12)]
         if not hurt and change.wait > 1:
             self._open = _Change(change.before, change.losses, change.step, change.wait - 1)
