@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format lint types docs bench bench-long clinic browser
+.PHONY: demo test check format lint types docs bench bench-long clinic cures browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
@@ -36,6 +36,10 @@ bench-long: $(VENV)/.dev  ## a million steps of 200 metrics, and 200 kills; writ
 clinic: $(VENV)/.dev  ## programs x faults, five seeds: how often the rules are right; writes docs/clinic.md (about an hour)
 	$(BIN)/lossdoctor clinic --lang en --out runs/clinic $(ARGS)
 	cp runs/clinic/clinic.md docs/clinic.md
+
+cures: $(VENV)/.dev  ## balancing and every remedy, with and without, five seeds; writes docs/balancing.md, docs/cures.md
+	$(BIN)/python benchmarks/balance.py --work runs/balance --write docs/balancing.md $(ARGS)
+	$(BIN)/python benchmarks/cures.py --work runs/cures --write docs/cures.md $(ARGS)
 
 # The report is opened by tests in a real browser.
 browser:

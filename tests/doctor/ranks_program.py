@@ -119,6 +119,7 @@ def train(
     own_teacher: bool = False,
     gradients: str = "exact",
     width: int = 16,
+    balance: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
@@ -149,6 +150,7 @@ def train(
             teacher=teacher,
             every=every,
             gradients=gradients,
+            balance=balance,
             live=False,
         )
     states, rets, share = [], [], BATCH // size // micro
@@ -186,11 +188,12 @@ def train(
         optimizer.zero_grad()
     if doctor is not None:
         doctor.close(rollout=rollout)
-    return {"states": states, "rets": rets}
+    return {"states": states, "rets": rets, "balance": {} if doctor is None else doctor.state_dict().get("balance")}
 
 
 UNUSED = {"which": ("ab", "a", "b"), "find_unused_parameters": True}
 SKETCHED = {"gradients": "sketch", "width": 160}
+BALANCED = {"balance": "gradnorm", "steps": 7, "every": lambda step: step % 2 == 0}
 PROGRAMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "inner": {"inner": True},
@@ -225,6 +228,10 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "same_draws": {"shared": "data noise", "steps": 8},
     "outside": {"shared": "", "steps": 8, "outside": True},
     "own_teacher": {"shared": "", "steps": 8, "own_teacher": True},
+    "balanced": BALANCED,
+    "balanced_micro": {**BALANCED, "micro": 3},
+    "balanced_pcgrad": {**BALANCED, "balance": "pcgrad"},
+    "balanced_sharded": {**BALANCED, "shard": "once"},
 }
 
 SICK = ("apart", "same_data", "same_noise", "same_draws", "outside", "own_teacher")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lossdoctor as ld
+from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.errors import UsageError
 from lossdoctor.probe import experiment
 from lossdoctor.treat import Advice, Balancer, Measured, PCGrad
@@ -78,7 +79,7 @@ def test_every_change_has_a_receipt(model: Model) -> None:
     first, *_ = events(run, "balance")
     assert first["balancer"] == "ratio"
     assert first["before"]["dino"] == 1.0
-    assert first["after"]["dino"] == pytest.approx(0.25)
+    assert first["after"]["dino"] == pytest.approx(1 / 16)
     assert "wanted 0.2 to 0.5" in first["reasons"]["dino"]
     assert first["predicted"]["dino"] < 1, "it will fall more slowly"
     outcome, *_ = events(run, "balance_outcome")
@@ -123,7 +124,7 @@ class Harmful(Balancer):
     name: str = "harmful"
 
     def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
-        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 0.0 if seen.step < 20 else -20.0}, {})
+        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 1.0 if seen.step < 20 else -20.0}, {})
 
 
 def test_a_change_that_hurts_is_taken_back(model: Model) -> None:
@@ -133,8 +134,54 @@ def test_a_change_that_hurts_is_taken_back(model: Model) -> None:
     assert outcomes[-1]["hurt"] == ["flow"]
     (stopped,) = events(run, "balance_stopped")
     assert "rolled back" in stopped["reason"]
-    assert run["balance/flow"].values[-1] == stopped["factors"]["flow"] == 0.0
+    assert run["balance/flow"].values[-1] == stopped["factors"]["flow"] == 1.0
     assert len(set(run["balance/flow"].values[-5:].tolist())) == 1, "nothing is tried again"
+
+
+@dataclass(slots=True)
+class Noted:
+    """In place of an outlet: what was told."""
+
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        self.told.append({"kind": kind, **facts})
+
+
+@dataclass(slots=True)
+class Greedy(Balancer):
+    """A larger factor, and a much larger one later."""
+
+    name: str = "greedy"
+
+    def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 5.0 if seen.step < 5 else 50.0}, {})
+
+
+def test_where_going_back_hurts_too_only_the_weights_of_the_script_are_left() -> None:
+    """Factors of a moment can be as bad as the ones they were replaced with."""
+    out = Noted()
+    treatment = Treatment(Greedy(), out)  # type: ignore[arg-type]
+    treatment.weigh({"flow": 1.0})
+    for step in range(20):
+        loss = 1.0 if step < 6 else 3.0 ** (step - 5)
+        treatment.learn(step, {"grad/flow": 1.0, "loss/flow": loss}, {"flow": "velocity"})
+    outcomes = [told["verdict"] for told in out.told if told["kind"] == "balance_outcome"]
+    assert outcomes == ["kept", "rolled back", "rolled back"]
+    stopped = [told["factors"] for told in out.told if told["kind"] == "balance_stopped"]
+    assert stopped == [{"flow": 5.0}, {"flow": 1.0}]
+    assert treatment.factors == {"flow": 1.0}
+
+
+@pytest.mark.parametrize(("other", "verdict"), [("velocity", "kept"), ("other", "rolled back")])
+def test_a_distillation_that_rises_is_no_harm_where_a_velocity_can_be_asked(other: str, verdict: str) -> None:
+    out = Noted()
+    treatment = Treatment(Greedy(), out)  # type: ignore[arg-type]
+    treatment.weigh({"flow": 1.0, "dino": 1.0})
+    for step in range(5):
+        told = {"grad/flow": 1.0, "loss/flow": 1.0, "grad/dino": 1.0, "loss/dino": 1.0 + 3 * step}
+        treatment.learn(step, told, {"flow": other, "dino": "distill"})
+    assert next(told["verdict"] for told in out.told if told["kind"] == "balance_outcome") == verdict
 
 
 def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> None:
@@ -146,7 +193,21 @@ def test_a_balancer_that_stops_says_why_and_training_goes_on(model: Model) -> No
     assert len(run["loss/flow"]) == 60
 
 
-@pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "cosine"])
+def test_a_detached_loss_stops_the_controller_and_not_the_training(model: Model) -> None:
+    """There is no weight that gives it a band; it used to go unsaid, because nothing was measured of it."""
+
+    class Detached(Model):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            found = super().losses(x)
+            return {**found, "kl": found["kl"].detach()}
+
+    run, _ = train(Detached(), 60, {"flow": 1.0, "dino": 0.3, "kl": 0.2}, balance="ratio")
+    (stopped,) = events(run, "balance_stopped")
+    assert stopped["reason"] == "kl has no gradient, whatever its weight"
+    assert len(run["loss/flow"]) == 60
+
+
+@pytest.mark.parametrize("name", ["ratio", "gradnorm", "pcgrad", "config", "cosine"])
 def test_a_checkpoint_goes_on_bit_for_bit(model: Model, name: str) -> None:
     other, weights = copy.deepcopy(model), {"flow": 1.0, "dino": 20.0, "kl": 0.01}
     train(model, 60, weights, balance=name)

@@ -12,7 +12,7 @@ from torch import nn
 import lossdoctor as ld
 from lossdoctor.errors import UsageError
 from lossdoctor.probe.cadence import Jittered, LogSpaced, ShareOfTime
-from lossdoctor.probe.schedule import Every, When, schedule
+from lossdoctor.probe.schedule import Every, Settling, When, schedule
 
 
 @pytest.mark.parametrize("per_decade", [1, 7, 20, 100])
@@ -54,6 +54,20 @@ def test_a_hiccup_changes_nothing() -> None:
     for step in range(3000):
         own.took(step, 60.0 if step in (13, 1500) else 0.02 if own.due(step) else 0.01)
     assert own.n == 100
+
+
+def test_what_acts_on_its_measurements_measures_more_at_the_beginning() -> None:
+    assert [step for step in range(301) if Settling(50).due(step)] == [*range(0, 100, 5), *range(100, 301, 50)]
+    assert [step for step in range(10) if Settling(2).due(step)] == [0, 1, 2, 3, 4, 6, 8]
+    assert all(Settling(1).due(step) for step in range(9))
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for balance, wanted in ((None, [0, 20]), ("ratio", [*range(0, 30, 2)])):
+        with ld.Doctor(model, optimizer, every=20, balance=balance, live=False, strict=True) as doctor:
+            for _ in range(30):
+                doctor.backward({"flow": model(torch.ones(4, 2)).square().mean()})
+                optimizer.step()
+        assert doctor.run["grad/flow"].steps.tolist() == wanted
 
 
 def test_names() -> None:

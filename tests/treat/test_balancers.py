@@ -67,6 +67,12 @@ def test_a_gram_comes_back_from_norms_and_cosines() -> None:
     assert found.norms == pytest.approx(norms)
     assert measured({**readings, "grad/kl": math.nan}, dict(zip(NAMES, KINDS, strict=True)), {"kl": 1.0}, 7) is None
     assert measured({}, {}, {}, 0) is None
+    detached = {
+        key: value for key, value in readings.items() if key != "grad/kl" and "|kl" not in key and "kl|" not in key
+    }
+    found = measured(detached, dict(zip(NAMES, KINDS, strict=True)), dict.fromkeys(NAMES, 2.0), 7)
+    assert found is not None
+    assert found.gram[2].tolist() == [0.0, 0.0, 0.0], "a loss without a gradient is a row of zeros"
 
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
@@ -161,6 +167,12 @@ def test_gradnorm_favours_what_has_fallen_least() -> None:
 # The ratio controller
 
 
+def of_norms(*norms: float) -> np.ndarray:
+    """(K, K) vectors of these norms that have something in common: cosines of 0.1."""
+    k = len(norms)
+    return np.diag(norms) @ np.linalg.cholesky(0.9 * np.eye(k) + 0.1)
+
+
 @given(start=st.lists(st.floats(-2, 2), min_size=2, max_size=2), noise=st.floats(0, 0.2), seed=st.integers(0, 50))
 @settings(deadline=None, max_examples=60)
 def test_wrong_by_100_it_is_in_the_band_within_six_measurements(start: list[float], noise: float, seed: int) -> None:
@@ -169,7 +181,7 @@ def test_wrong_by_100_it_is_in_the_band_within_six_measurements(start: list[floa
     norms = np.ones(3)
     for step in range(7):
         norms = np.exp(noise * randomness.normal(size=3))
-        factors = one.advise(seen(np.diag(norms), weights, step=step), factors).factors
+        factors = one.advise(seen(of_norms(*norms), weights, step=step), factors).factors
     ratios = [weights[i] * factors[name] for i, name in enumerate(NAMES)]
     assert 0.2 * 0.7 <= ratios[1] / ratios[0] <= 0.5 * 1.4
     assert 0.1 * 0.7 <= ratios[2] / ratios[0] <= 0.3 * 1.4
@@ -178,9 +190,9 @@ def test_wrong_by_100_it_is_in_the_band_within_six_measurements(start: list[floa
 
 def test_inside_its_band_nothing_moves() -> None:
     one = RatioController(warmup=0)
-    advice = one.advise(seen(np.eye(3), [1.0, 0.49, 0.11]), {})
+    advice = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.49, 0.11]), {})
     assert (advice.factors, dict(advice.reasons)) == (dict.fromkeys(NAMES, 1.0), {})
-    advice = one.advise(seen(np.eye(3), [1.0, 0.51, 0.11]), {})
+    advice = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.51, 0.11]), {})
     assert set(advice.reasons) == {"dino"}
     assert "wanted 0.2 to 0.5" in advice.reasons["dino"]
 
@@ -188,13 +200,13 @@ def test_inside_its_band_nothing_moves() -> None:
 def test_no_change_is_larger_than_the_slew_allows() -> None:
     one, factors = RatioController(slew=2.0, warmup=0), dict.fromkeys(NAMES, 1.0)
     for step in range(8):
-        after = one.advise(seen(np.eye(3), [1.0, 1e-4, 1e3], step=step), factors).factors
+        after = one.advise(seen(of_norms(1, 1, 1), [1.0, 1e-4, 1e3], step=step), factors).factors
         assert all(0.5 <= after[name] / factors[name] <= 2.0 for name in NAMES)
         factors = after
 
 
 @pytest.mark.parametrize(
-    ("vectors_", "why"), [(np.diag([1.0, 0.0, 0.2]), "has no gradient"), (np.diag([1.0, 1e-9, 0.2]), "at the limit")]
+    ("vectors_", "why"), [(of_norms(1.0, 0.0, 0.2), "has no gradient"), (of_norms(1.0, 1e-9, 0.2), "at the limit")]
 )
 def test_a_band_that_cannot_be_reached_stops_it_with_the_reason(vectors_: np.ndarray, why: str) -> None:
     one, factors, advice = RatioController(warmup=0, limit=100.0), dict.fromkeys(NAMES, 1.0), None
@@ -206,7 +218,7 @@ def test_a_band_that_cannot_be_reached_stops_it_with_the_reason(vectors_: np.nda
     assert why in advice.stopped
     assert "dino" in advice.stopped
     assert factors["dino"] <= 100.0
-    frozen = one.advise(seen(np.eye(3), [1.0, 9.0, 9.0]), factors)
+    frozen = one.advise(seen(of_norms(1, 1, 1), [1.0, 9.0, 9.0]), factors)
     assert frozen.factors == factors, "what has stopped changes nothing more"
 
 
@@ -219,9 +231,58 @@ def test_without_an_anchor_it_says_so() -> None:
 
 
 def test_a_loss_that_is_off_stays_off() -> None:
-    advice = RatioController(warmup=0).advise(seen(np.eye(3), [1.0, 0.0, 0.2]), {})
+    advice = RatioController(warmup=0).advise(seen(of_norms(1, 1, 1), [1.0, 0.0, 0.2]), {})
     assert advice.factors["dino"] == 1.0
     assert advice.stopped is None
+
+
+def test_losses_that_share_no_parameter_are_left_alone() -> None:
+    """The velocity of a detached latent: its gradient says nothing of what the others need."""
+    apart = RatioController(warmup=0).advise(seen(np.eye(3), [1.0, 100.0, 100.0]), {})
+    assert apart.factors == dict.fromkeys(NAMES, 1.0)
+    assert "dino, kl: no parameter in common with flow" in str(apart.stopped)
+    one = np.array([[1.0, 0.0, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    advice = RatioController(warmup=0).advise(seen(one, [1.0, 9.0, 9.0]), {})
+    assert set(advice.reasons) == {"dino"}
+    assert advice.stopped is None
+
+
+@pytest.mark.parametrize("answer", [1.0, 0.9])
+def test_a_gradient_that_shrinks_as_its_weight_grows_is_not_chased(answer: float) -> None:
+    """A KL on its way to 0 has ever less gradient: more weight makes it smaller still."""
+    one, factors, told = RatioController(warmup=0, limit=1e9), dict.fromkeys(NAMES, 1.0), None
+    most = 1.0
+    for step in range(30):
+        kl = 0.01 * factors["kl"] ** -answer
+        advice = one.advise(seen(of_norms(1.0, 0.3, kl), step=step), factors)
+        factors, told = advice.factors, advice.stopped or told
+        most = max(most, factors["kl"])
+    assert told is not None
+    assert "kl does not follow its weight" in told
+    assert factors["kl"] == 1.0, "put back"
+    assert most < 1e5
+
+
+def test_a_gradient_that_follows_slowly_is_still_brought_in() -> None:
+    one, factors = RatioController(warmup=0), dict.fromkeys(NAMES, 1.0)
+    for step in range(20):
+        kl = 0.01 * factors["kl"] ** -0.4
+        factors = one.advise(seen(of_norms(1.0, 0.3, kl), step=step), factors).factors
+    assert 0.05 < 0.01 * factors["kl"] ** 0.6 < 0.35
+
+
+def test_a_chase_survives_a_checkpoint() -> None:
+    def run(restart: int | None) -> list[float]:
+        one, factors, found = RatioController(warmup=0), dict.fromkeys(NAMES, 1.0), []
+        for step in range(12):
+            if step == restart:
+                state, one = json.loads(json.dumps(one.state_dict())), RatioController(warmup=0)
+                one.load_state_dict(state)
+            factors = one.advise(seen(of_norms(1, 0.3, 0.01 / factors["kl"]), step=step), factors).factors
+            found.append(factors["kl"])
+        return found
+
+    assert run(None) == run(1) == run(2) == run(3) == run(8)
 
 
 # Cosine
@@ -282,7 +343,9 @@ def test_a_balancer_by_name() -> None:
     assert isinstance(balancer("ratio"), RatioController)
     own = PCGrad(seed=3)
     assert balancer(own) is own
-    with pytest.raises(UsageError, match=r"(?s)balance= names a balancer.*'cosine', 'gradnorm', 'pcgrad', 'ratio'"):
+    with pytest.raises(
+        UsageError, match=r"(?s)balance= names a balancer.*'config', 'cosine', 'gradnorm', 'pcgrad', 'ratio'"
+    ):
         balancer("magic")
 
 

@@ -41,7 +41,7 @@ from lossdoctor.probe.differences import MODE, Again, Compute
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import Ranks, ranks_of
-from lossdoctor.probe.schedule import Schedule, Together, schedule
+from lossdoctor.probe.schedule import Every, Schedule, Settling, Together, schedule
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
@@ -73,7 +73,7 @@ class Doctor:
     function of the step, or a schedule (`probe.cadence`). sinks: other trackers that get every record. gradients:
     "exact" per-loss gradients, "sketch" for estimates that cost less memory and time on large models,
     "finite-difference" for shares alone, without an extra backward, "off" for none; "auto" takes exact ones up to
-    `probe.sketch.EXACT_UP_TO` trained parameters. balance: "ratio", "gradnorm", "pcgrad", "cosine", a
+    `probe.sketch.EXACT_UP_TO` trained parameters. balance: "ratio", "gradnorm", "pcgrad", "config", "cosine", a
     `treat.Balancer` or a weighting of torchjd, which changes the weights of the losses at measured steps; None, the
     default, changes nothing. strict: raise instead of recording a failure (tests).
     resume: continue a run whose folder exists. live: ask the rules about the growing run, in the background and at most
@@ -128,6 +128,8 @@ class Doctor:
         )
         self.ret: dict[str, float] = {}
         self._schedule = schedule(every)
+        if balance is not None and isinstance(self._schedule, Every):
+            self._schedule = Settling(self._schedule.n)
         # A schedule by the clock is told how long steps take; the others cost no look at it.
         self._took: Callable[[int, float], None] | None = getattr(self._schedule, "took", None)
         self._closed_at = math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ WORSE = 2.0
 """Times its value before the change, above which a loss that is meant to fall makes the change a mistake."""
 TOLD = 0.05
 """Relative change of a factor that is worth a receipt: one for every small move would fill the run."""
-_MEANT_TO_FALL = ("velocity", "distill")
+_JUDGES = ("velocity", "distill")
+"""The first of these kinds there is says whether a change hurt. A distillation beside a velocity does not: its teacher
+moves, and in a healthy training its loss may double in the first twenty steps (docs/log.md, experiment 25)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +63,43 @@ class Treatment:
         The readings are the same on every rank, and so is what becomes of them.
         """
         seen = measured(readings, kinds, self._base, step)
-        if seen is None or not seen.finite or self.off is not None:
+        if seen is None or not seen.finite:
             return
         for name, loss in zip(seen.names, seen.losses.tolist(), strict=True):
             self._seen.setdefault(name, deque(maxlen=JUDGED_AFTER)).append(loss)
-        if self._judge(seen):
+        if self._judge(seen) or self.off is not None:
             return
         before = {name: self.factors.get(name, 1.0) for name in seen.names}
         advice = self.balancer.advise(seen, before)
-        if advice.stopped is not None:
-            self.off = advice.stopped
-            self._stop(advice.stopped, before)
-            return
         if not all(map(math.isfinite, advice.factors.values())):
             return
         # More digits than the noise of a batch leaves would only make receipts hard to read.
         after = {name: float(f"{factor:.3g}") for name, factor in advice.factors.items()}
         if after != before:
             self.factors, self._set_at = after, step
+        if advice.stopped is not None:
+            self._stop(advice.stopped, after)
+            return
         self._receipt(seen, advice.reasons)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, as plain JSON."""
-        return {"factors": dict(self.factors), "off": self.off, "balancer": self.balancer.state_dict()}
+        """What a checkpoint needs, as plain JSON: a change that is still to be judged is judged after it too."""
+        return {
+            "factors": dict(self.factors),
+            "off": self.off,
+            "set_at": self._set_at,
+            "told": dict(self._told),
+            "open": None if self._open is None else asdict(self._open),
+            "seen": {name: list(values) for name, values in self._seen.items()},
+            "balancer": self.balancer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as in the checkpoint; a change that was still to be judged is kept."""
-        self.factors, self.off = dict(state["factors"]), state["off"]
-        self._told, self._open = dict(self.factors), None
+        """Go on as in the checkpoint."""
+        self.factors, self.off, self._set_at = dict(state["factors"]), state["off"], int(state["set_at"])
+        self._told = dict(state["told"])
+        self._open = None if state["open"] is None else _Change(**state["open"])
+        self._seen = {name: deque(values, maxlen=JUDGED_AFTER) for name, values in state["seen"].items()}
         self.balancer.load_state_dict(state["balancer"])
 
     def readings(self, step: int) -> dict[str, float]:
@@ -128,7 +139,8 @@ class Treatment:
         if change is None:
             return False
         now = {name: _middle(self._seen[name]) for name in seen.names}
-        falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind in _MEANT_TO_FALL]
+        judge = next((kind for kind in _JUDGES if kind in seen.kinds), None)
+        falling = [name for name, kind in zip(seen.names, seen.kinds, strict=True) if kind == judge]
         hurt = [name for name in falling if now[name] > WORSE * max(change.losses.get(name, math.inf), 1e-12)]
         if not hurt and change.wait > 1:
             self._open = _Change(change.before, change.losses, change.step, change.wait - 1)
@@ -145,7 +157,12 @@ class Treatment:
         self.out.event("balance_outcome", balancer=self.balancer.name, verdict=verdict, **told, message=message)
         if not hurt:
             return False
+        again = self.off is not None
         self.factors, self._told, self._set_at = dict(change.before), dict(change.before), seen.step
+        # Factors of a moment, PCGrad's for one, may hurt as well: if they do, only the script's own weights are left.
+        own = dict.fromkeys(change.before, 1.0)
+        last = dict(zip(seen.names, seen.losses.tolist(), strict=True))
+        self._open = None if again or change.before == own else _Change(own, last, seen.step)
         self._stop(reason("rolled_back", losses=", ".join(hurt), worse=WORSE), self.factors)
         return True
 

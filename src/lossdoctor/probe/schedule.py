@@ -35,6 +35,20 @@ class Every:
 
 
 @dataclass(frozen=True, slots=True)
+class Settling:
+    """Every n-th step, and ten times as often in the first 2 n steps: for what acts on what it measures.
+
+    Weights that are wrong by a factor of 100 leave a mark on the model while they wait for a measurement.
+    """
+
+    n: int
+
+    def due(self, step: int) -> bool:
+        """Whether n divides `step`, or a tenth of n does at the beginning."""
+        return step % self.n == 0 or (step < 2 * self.n and step % max(1, self.n // 10) == 0)
+
+
+@dataclass(frozen=True, slots=True)
 class When:
     """A user's own rule: any function of the step number."""
 

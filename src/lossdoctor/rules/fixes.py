@@ -39,7 +39,7 @@ def set_knob(knob: str, value: float) -> Fix:
 
 
 def balance(method: str) -> Fix:
-    """Arm `balance:<method>`: ratio, gradnorm, pcgrad or cosine."""
+    """Arm `balance:<method>`: ratio, gradnorm, pcgrad, config or cosine."""
     return Fix("balance", method, {}, "retune", say("fix.balance", target=method))
 
 

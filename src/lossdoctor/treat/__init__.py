@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
+from lossdoctor.treat.conflict_free import ConFIG
 from lossdoctor.treat.cosine import CosineWeighting
 from lossdoctor.treat.gradnorm import GradNorm
 from lossdoctor.treat.groups import Audit, Groups, audit, param_groups, table
@@ -21,12 +22,13 @@ from lossdoctor.treat.times import LossAdaptive
 from lossdoctor.treat.torchjd import Weighted, Weighting
 
 __all__ = [
-    "BALANCERS", "Advice", "Audit", "Balancer", "BetaTarget", "CosineWeighting", "Cyclical", "GradNorm", "Groups",
-    "LossAdaptive", "Measured", "PCGrad", "Ramp", "RatioController", "WarmUp", "Weighted", "Weighting", "at_step",
-    "audit", "balancer", "free_bits", "measured", "param_groups", "scheduled", "table", "teacher_warm_up",
+    "BALANCERS", "Advice", "Audit", "Balancer", "BetaTarget", "ConFIG", "CosineWeighting", "Cyclical", "GradNorm",
+    "Groups", "LossAdaptive", "Measured", "PCGrad", "Ramp", "RatioController", "WarmUp", "Weighted", "Weighting",
+    "at_step", "audit", "balancer", "free_bits", "measured", "param_groups", "scheduled", "table", "teacher_warm_up",
 ]  # fmt: skip
 
 BALANCERS: dict[str, Callable[[], Balancer]] = {
+    "config": ConFIG,
     "cosine": CosineWeighting,
     "gradnorm": GradNorm,
     "pcgrad": PCGrad,

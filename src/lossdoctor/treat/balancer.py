@@ -17,8 +17,8 @@ Factors = dict[str, float]
 class Advice:
     """factors: of every loss. reasons: loss to why its factor moves, for people; empty when nothing does.
 
-    stopped: why the balancer has given up; None while it works. A sentence made by `treat.reason` is told in every
-    language, any other as it is.
+    stopped: why the balancer has given up, with the factors to stay at; None while it works. A sentence made by
+    `treat.reason` is told in every language, any other as it is.
     """
 
     factors: Factors

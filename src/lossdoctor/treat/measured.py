@@ -58,10 +58,12 @@ def measured(
 ) -> Measured | None:
     """From the readings of a due step: `grad/<loss>`, `grad_cos/<a>|<b>`, `loss/<loss>`. None when one is missing.
 
-    kinds: of the losses, in their order. A cosine that is not there, of a gradient that is zero, counts as 0.
+    kinds: of the losses, in their order. A cosine that is not there, of a gradient that is zero, counts as 0; so does
+    the gradient of a loss that has none while others have one.
     """
     names = tuple(name for name in kinds if name in weights)
-    norms = [readings.get(f"grad/{name}", math.nan) for name in names]
+    missing = 0.0 if any(f"grad/{name}" in readings for name in names) else math.nan
+    norms = [readings.get(f"grad/{name}", missing) for name in names]
     losses = [readings.get(f"loss/{name}", math.nan) for name in names]
     if not names or not all(map(math.isfinite, [*norms, *losses])):
         return None

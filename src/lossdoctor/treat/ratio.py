@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,23 @@ BANDS: Mapping[str, tuple[float, float]] = {"distill": (0.2, 0.5), "kl": (0.1, 0
 """The method's: norm of the weighted gradient over that of the velocity's, by kind."""
 _STUCK = 3
 """Measurements at a limit, or without a gradient, after which it stops."""
+_CHASE, _FAR = 3, 8.0
+"""Moves the same way, and what they come to, after which the ratio must have followed."""
+_FOLLOWED = 0.25
+"""Of the logarithm of what the weight was multiplied with, the least the ratio must have moved by then."""
+_SETTLED = 10
+"""Measurements in the band after which the moves that led there are forgotten."""
+
+
+@dataclass(slots=True)
+class _Chase:
+    """Moves the same way, one after the other. ratio, factor: before the first. settled: measurements in the band."""
+
+    ratio: float
+    factor: float
+    up: bool
+    moves: int = 0
+    settled: int = 0
 
 
 @dataclass(slots=True)
@@ -26,14 +43,17 @@ class RatioController(Balancer):
 
     bands: kind to (low, high), both > 0; other kinds are left alone. anchor: the kind that stays. memory: share of the
     old Gram in its running mean. slew: the largest factor of one change. limit: factors stay within 1/limit to limit.
-    warmup: measurements before the first change. Inside its band a loss is left alone; outside it is moved to the
-    band's geometric middle. Raises UsageError for bands or limits that cannot be.
+    warmup: measurements that are passed over, as gradients at the initial weights are unlike any later. Inside its band
+    a loss is left alone; one that is outside by the running mean and by the last measurement too, on the same side, is
+    moved to the band's geometric middle. It stops, and says why, when a loss has no gradient, stays at its limit, or
+    answers a larger weight with a smaller gradient, whose weight it then puts back. A loss that shares no parameter
+    with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
     anchor: str = "velocity"
     memory: float = 0.5
-    slew: float = 4.0
+    slew: float = 16.0
     limit: float = 1e4
     warmup: int = 1
     name: str = "ratio"
@@ -41,6 +61,7 @@ class RatioController(Balancer):
     _names: tuple[str, ...] = ()
     _seen: int = 0
     _stuck: dict[str, int] = field(default_factory=dict)
+    _chases: dict[str, _Chase] = field(default_factory=dict)
     _stopped: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,33 +79,43 @@ class RatioController(Balancer):
             self._stopped = reason("no_anchor", kind=self.anchor)
         if self._stopped is not None or anchor is None:
             return Advice(current, {}, self._stopped)
-        strength = self._strength(seen, current)
         self._seen += 1
         reasons: dict[str, str] = {}
         if self._seen <= self.warmup:
             return Advice(current, reasons)
-        for i, name in enumerate(seen.names):
-            if i == anchor or seen.kinds[i] not in self.bands or seen.weights[i] == 0:
-                continue
+        mean, last = self._strengths(seen, current)
+        banded = [i for i, kind in enumerate(seen.kinds) if i != anchor and kind in self.bands and seen.weights[i] != 0]
+        meeting = [i for i in banded if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
+        if banded and not meeting:
+            told = ", ".join(seen.names[i] for i in banded)
+            self._stopped = reason("apart", losses=told, anchor=seen.names[anchor])
+        for i in meeting:
+            name = seen.names[i]
             low, high = self.bands[seen.kinds[i]]
-            ratio = strength[i] / strength[anchor] if strength[anchor] > 0 else math.nan
-            if math.isfinite(ratio) and low <= ratio <= high:
+            ratio, now = (float(side[i] / side[anchor]) if side[anchor] > 0 else math.nan for side in (mean, last))
+            # What the mean still remembers and the last measurement no longer sees is being made good already.
+            if math.isfinite(ratio) and ratio > 0 and not (max(ratio, now) < low or min(ratio, now) > high):
                 self._stuck.pop(name, None)
+                self._settle(name)
                 continue
             wanted = math.sqrt(low * high) / ratio if math.isfinite(ratio) and ratio > 0 else math.nan
+            if (back := self._in_vain(name, ratio, current[name], wanted)) is not None:
+                current[name] = back
+                break
             moved = self._moved(name, current[name], wanted)
             if moved != current[name]:
                 reasons[name] = reason("band", ratio=ratio, anchor=seen.names[anchor], low=low, high=high)
                 current[name] = moved
         return Advice(current, reasons, self._stopped)
 
-    def _strength(self, seen: Measured, factors: Mapping[str, float]) -> Matrix:
-        """(K,) norms of the weighted gradients, of the mean Gram: ratios of single batches would be too noisy."""
+    def _strengths(self, seen: Measured, factors: Mapping[str, float]) -> tuple[Matrix, Matrix]:
+        """(K,) norms of the weighted gradients, of the mean Gram and of the last one."""
         if self._gram is None or self._names != seen.names:
             self._gram, self._names = seen.gram, seen.names
         self._gram = self.memory * self._gram + (1 - self.memory) * seen.gram
-        own = np.sqrt(np.clip(np.diagonal(self._gram), 0.0, None))
-        return np.asarray(own * np.abs(seen.weights) * np.array([factors[name] for name in seen.names]))
+        scale = np.abs(seen.weights) * np.array([factors[name] for name in seen.names])
+        mean, last = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) * scale for gram in (self._gram, seen.gram))
+        return mean, last
 
     def _moved(self, name: str, factor: float, wanted: float) -> float:
         if math.isnan(wanted):
@@ -98,6 +129,28 @@ class RatioController(Balancer):
             self._stuck.pop(name, None)
         return moved
 
+    def _in_vain(self, name: str, ratio: float, factor: float, wanted: float) -> float | None:
+        """The factor to go back to when the ratio does not follow the weight; None while it does."""
+        if math.isnan(wanted):
+            return None
+        chase = self._chases.get(name)
+        if chase is None or chase.up != (wanted > 1):
+            chase = self._chases[name] = _Chase(ratio, factor, wanted > 1)
+        chase.moves, chase.settled = chase.moves + 1, 0
+        given, gained = factor / chase.factor, ratio / chase.ratio
+        if chase.moves <= _CHASE or max(given, 1 / given) < _FAR:
+            return None
+        if (math.log(gained) if chase.up else -math.log(gained)) >= _FOLLOWED * abs(math.log(given)):
+            return None
+        self._stopped = reason("in_vain", loss=name, given=given, gained=gained)
+        return chase.factor
+
+    def _settle(self, name: str) -> None:
+        if (chase := self._chases.get(name)) is not None:
+            chase.settled += 1
+            if chase.settled >= _SETTLED:
+                del self._chases[name]
+
     def _count(self, name: str, why: str) -> None:
         self._stuck[name] = self._stuck.get(name, 0) + 1
         if self._stuck[name] >= _STUCK:
@@ -106,7 +159,8 @@ class RatioController(Balancer):
     def state_dict(self) -> dict[str, Any]:
         """See `Balancer.state_dict`."""
         told = {"gram": self._gram, "names": list(self._names), "seen": self._seen}
-        return state_of({**told, "stuck": dict(self._stuck), "stopped": self._stopped})
+        chases = {name: asdict(chase) for name, chase in self._chases.items()}
+        return state_of({**told, "stuck": dict(self._stuck), "chases": chases, "stopped": self._stopped})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Balancer.load_state_dict`."""
@@ -114,3 +168,4 @@ class RatioController(Balancer):
         self._gram = None if gram is None else np.array(gram, np.float64)
         self._names, self._seen = tuple(state["names"]), int(state["seen"])
         self._stuck, self._stopped = dict(state["stuck"]), state["stopped"]
+        self._chases = {name: _Chase(**chase) for name, chase in state.get("chases", {}).items()}

@@ -1,0 +1,355 @@
+"""Whether a balancer does what it is for: wrong weights put right, no divergence, and at what cost.
+
+    python benchmarks/balance.py [--seeds 5] [--starts 50] [--work runs/balance] [--write docs/balancing.md]
+
+Every training is kept in the folder of `--work`; one that is interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from patients import Ledger, Plan, one_thread
+
+from lossdoctor.ablate.effects import Effect, effect
+from lossdoctor.doctor import Doctor
+from lossdoctor.probe import observe
+from lossdoctor.reference import ReferenceConfig, Trainer
+from lossdoctor.treat import RatioController
+
+STEPS, EVERY = 310, 50
+FROM = 100
+"""The first step of what is called staying in the band."""
+WITHOUT = 2
+"""Seeds of the trainings that nothing helps."""
+
+
+def beside_reconstruction() -> RatioController:
+    """Where the velocity shares no parameter with the KL, and the reconstruction does."""
+    return RatioController(anchor="other", bands={"kl": (0.15, 0.45)})
+
+
+ALTERNATING, LARGE, TINY = (100.0, 0.01), (100.0, 100.0), (0.01, 0.01)
+"""Factors on a weight, of even and of odd seeds."""
+RANDOM = "all of them"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A program, what its losses are, which weights are wrong by which factors, and the grades that are compared."""
+
+    program: str
+    controller: Callable[[], RatioController]
+    kinds: Mapping[str, str]
+    wrong: Mapping[str, tuple[str, tuple[float, float]]]
+    grades: tuple[str, ...]
+    title: str
+    about: str
+
+    @property
+    def anchor(self) -> str:
+        return next(name for name, kind in self.kinds.items() if kind == self.controller().anchor)
+
+    @property
+    def banded(self) -> dict[str, tuple[float, float]]:
+        bands = self.controller().bands
+        return {name: bands[kind] for name, kind in self.kinds.items() if name != self.anchor and kind in bands}
+
+
+CASES = {
+    "reference": Case(
+        "reference",
+        RatioController,
+        {"flow": "velocity", "dino": "distill", "kl": "kl"},
+        {name: (name, ALTERNATING) for name in ("flow", "dino", "kl")},
+        ("nmse", "cos", "kl", "agree"),
+        "The reference system",
+        "Distillation 0.2 to 0.5 of the velocity, KL 0.1 to 0.3, as by default.",
+    ),
+    "noise_to_data": Case(
+        "noise_to_data",
+        RatioController,
+        {"cfm": "velocity", "align": "distill"},
+        {name: (name, ALTERNATING) for name in ("cfm", "align")},
+        ("nmse", "cos", "agree", "purity"),
+        "Noise to data",
+        "Distillation 0.2 to 0.5 of the velocity.",
+    ),
+    "joint": Case(
+        "joint",
+        beside_reconstruction,
+        {"recon": "other", "kl": "kl"},
+        {"kl, 100 times too small": ("kl", TINY), "kl, 100 times too large": ("kl", LARGE)},
+        ("nmse", "cos", "kl", "recon"),
+        "Autoencoder and flow, trained jointly",
+        """The flow learns from a detached latent and shares no parameter with the KL; the default controller says so
+and stops. This one holds the KL at 0.15 to 0.45 of the reconstruction. A gradient is small where a weight is small, and
+also where a loss has nothing left to gain: under a KL that is far too strong the posterior is at the prior from the
+first steps on, and its gradient is next to nothing. Look at `post/` before you balance a KL.""",
+    ),
+}
+WELL = Plan("well")
+
+
+def random_weights(losses: Iterable[str], seed: int) -> str:
+    """An arm: every loss at 1/100 to 100 times its weight, evenly in logarithms."""
+    drawn = np.random.default_rng(1000 + seed).uniform(-2, 2, len(list(losses)))
+    return "+".join(f"weight:{name}*{10**x:.4g}" for name, x in zip(losses, drawn, strict=True))
+
+
+def plans(case: Case, seed: int) -> dict[str, tuple[Plan, Plan]]:
+    """Which weight is wrong, with the controller and without."""
+    arms = {}
+    for told, (loss, factors) in case.wrong.items():
+        arms[told] = (f"{loss}*{factors[seed % 2]:g}", f"weight:{loss}*{factors[seed % 2]:g}")
+    if case.program != "joint":
+        arms[RANDOM] = (RANDOM, random_weights(case.kinds, seed))
+    return {
+        told: (Plan(f"{name} balanced", arm=arm, balance=case.controller), Plan(name, arm=arm))
+        for told, (name, arm) in arms.items()
+    }
+
+
+def ratios(case: Case, found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Of every loss that has a band, at measured steps, over the anchor."""
+    strength = found["strength"]
+    return {n: [a / b for a, b in zip(strength[n], strength[case.anchor], strict=True)] for n in case.banded}
+
+
+def inside(case: Case, name: str, ratio: float) -> bool:
+    low, high = case.banded[name]
+    return low <= ratio <= high
+
+
+def reached(case: Case, found: Mapping[str, Any]) -> float:
+    """The first measured step with all ratios in their bands."""
+    each = ratios(case, found)
+    for i, step in enumerate(found["steps"]):
+        if all(inside(case, name, values[i]) for name, values in each.items()):
+            return float(step)
+    return math.inf
+
+
+def stays(case: Case, found: Mapping[str, Any]) -> bool:
+    """Whether the median of what is measured from `FROM` on is in the band, for every loss."""
+    late = [i for i, step in enumerate(found["steps"]) if step >= FROM]
+    return all(
+        inside(case, name, statistics.median(values[i] for i in late)) for name, values in ratios(case, found).items()
+    )
+
+
+# Wrong weights
+
+
+def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
+    wells = {seed: ledger.of(case.program, WELL, seed, STEPS) for seed in range(seeds)}
+    spread = {g: statistics.stdev(w["grades"][g] for w in wells.values()) for g in case.grades}
+    rows = []
+    for wrong in plans(case, 0):
+        with_, without = {}, {}
+        for seed in range(seeds):
+            treated, untreated = plans(case, seed)[wrong]
+            with_[seed] = ledger.of(case.program, treated, seed, STEPS)
+            if seed < WITHOUT:
+                without[seed] = ledger.of(case.program, untreated, seed, STEPS)
+        there = [reached(case, found) for found in with_.values()]
+        held = sum(stays(case, found) for found in with_.values())
+        cells = []
+        for grade in case.grades:
+            off = compared(wells, without, grade)
+            on = compared(wells, with_, grade)
+            within = not on.clear or abs(on.difference) <= 2 * spread[grade]
+            cells.append(f"{off.arm:.3g} / {on.arm:.3g} ({on.low:+.2g} to {on.high:+.2g}){'' if within else ' `**`'}")
+        slowest = max(there)
+        last = "not all" if math.isinf(slowest) else f"{slowest:.0f}"
+        rows.append(f"| {wrong} | {last} | {held} of {seeds} | {' | '.join(cells)} |")
+    head = "| weight of | in the band by | stays | " + " | ".join(case.grades) + " |"
+    right = " | ".join(
+        f"{statistics.mean(w['grades'][g] for w in wells.values()):.3g} ± {spread[g]:.2g}" for g in case.grades
+    )
+    lines = [head, "|" + "---|" * (3 + len(case.grades)), f"| nothing | | | {right} |", *rows]
+    return "\n".join(lines)
+
+
+def compared(wells: Mapping[int, Any], others: Mapping[int, Any], grade: str) -> Effect:
+    sides = [{seed: found["grades"][grade] for seed, found in side.items()} for side in (wells, others)]
+    found = effect(*sides)
+    assert found is not None
+    return found
+
+
+# Random starts
+
+
+RATES = (0.3, 1.0, 3.0)
+START_STEPS = 100
+
+
+def starts(ledger: Ledger, number: int) -> str:
+    """A table over learning rates: how many ended badly, with the controller."""
+    case, bad, stopped, count = (
+        CASES["noise_to_data"],
+        dict.fromkeys(RATES, 0),
+        dict.fromkeys(RATES, 0),
+        dict.fromkeys(RATES, 0),
+    )
+    worst = dict.fromkeys(RATES, 0.0)
+    for n in range(number):
+        rate = RATES[n % len(RATES)]
+        arm = f"{random_weights(case.kinds, 100 + n)}+lr:all*{rate}"
+        found = ledger.of(case.program, Plan(f"start {n}", arm=arm, balance=case.controller), n, START_STEPS)
+        error = found["grades"]["nmse"]
+        count[rate] += 1
+        bad[rate] += not (math.isfinite(error) and error < 2)
+        worst[rate] = max(worst[rate], error if math.isfinite(error) else math.inf)
+        stopped[rate] += "balance_stopped" in found["events"]
+    rows = "\n".join(f"| {r:g} | {count[r]} | {bad[r]} | {worst[r]:.2f} | {stopped[r]} |" for r in RATES)
+    return f"""| learning rate, times the program's | starts | diverged | largest velocity error | stopped itself |
+|---|---|---|---|---|
+{rows}"""
+
+
+# Bands that cannot be reached
+
+
+def impossible(ledger: Ledger) -> str:
+    cases = {
+        "the KL is detached": Plan("detached KL", fault="detached-kl", balance=beside_reconstruction),
+        "factors may be 1/2 to 2, the KL is 100 times too weak": Plan(
+            "tight limit",
+            arm="weight:kl*0.01",
+            balance=lambda: RatioController(anchor="other", bands={"kl": (0.15, 0.45)}, limit=2.0),
+        ),
+        "a KL of nothing, 10 to 20 times as strong as the reconstruction": Plan(
+            "strong KL", balance=lambda: RatioController(anchor="other", bands={"kl": (10.0, 20.0)})
+        ),
+        "the velocity of a detached latent beside the KL": Plan("nothing in common", balance=RatioController),
+    }
+    rows = []
+    for told, plan in cases.items():
+        found = ledger.of("joint", plan, 0, STEPS)
+        why = found["events"].get("balance_stopped", ["nothing"])
+        rows.append(f"| {told} | {why[0]} |")
+    return "| | what it says |\n|---|---|\n" + "\n".join(rows)
+
+
+# Cost
+
+
+def cost(rounds: int) -> str:
+    """Whole blocks of 50 steps in turn: plain, measured, measured and balanced."""
+    trainers = {way: Trainer(ReferenceConfig()) for way in ("plain", "measured", "balanced")}
+    doctors: dict[str, Doctor | None] = {"plain": None}
+    for way in ("measured", "balanced"):
+        balance = "ratio" if way == "balanced" else None
+        doctors[way] = Doctor(**trainers[way].patient(), every=EVERY, balance=balance, live=False)
+        observe.deactivate(doctors[way])
+    clock: dict[str, list[float]] = {way: [] for way in trainers}
+    work: dict[str, list[float]] = {way: [] for way in trainers}
+    for trainer in trainers.values():
+        trainer.autoencoder_ready = True
+        trainer.system.train()
+    for turn in range(2 + rounds):  # the first two blocks are measured more often
+        for way, trainer in trainers.items():
+            doctor = doctors[way]
+            if doctor is not None:
+                observe.activate(doctor)
+            began, used = time.perf_counter(), time.process_time()
+            for _ in range(EVERY):
+                trainer._train_step(doctor)
+            if turn >= 2:
+                clock[way].append(time.perf_counter() - began)
+                work[way].append(time.process_time() - used)
+            if doctor is not None:
+                observe.deactivate(doctor)
+    for doctor in doctors.values():
+        if doctor is not None:
+            doctor.close(rollout=False)
+    rows = "\n".join(
+        f"| {name} | {spread(work, way, base)} | {spread(clock, way, base)} |"
+        for name, way, base in (
+            ("measured, not balanced, over plain", "measured", "plain"),
+            ("measured and balanced, over plain", "balanced", "plain"),
+            ("measured and balanced, over measured", "balanced", "measured"),
+        )
+    )
+    return f"| 50 steps | processor | clock |\n|---|---|---|\n{rows}"
+
+
+def spread(times: Mapping[str, list[float]], way: str, base: str) -> str:
+    low, middle, high = np.percentile(np.array(times[way]) / np.array(times[base]), [25, 50, 75])
+    return f"{middle:.3f} ({low:.3f} - {high:.3f})"
+
+
+HOW = f"""One weight is 100 times too large (even seeds) or too small (odd seeds), or all are at random between.
+Trainings of {STEPS} steps under `balance="ratio"`, `every={EVERY}`, against the same training with its own weights.
+"In the band by": the first measured step with every ratio in its band, of the slowest seed. "Stays": seeds in which the
+median of every ratio measured from step {FROM} on is in its band. Then grades on data not trained on: without the
+controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights). `**`: the
+interval leaves 0 out, and the difference is more than two standard deviations of the right weights over the seeds."""
+
+
+def page(ledger: Ledger, cases: Iterable[Case], seeds: int, number: int, rounds: int) -> str:
+    tables = "\n\n".join(f"### {case.title}\n\n{case.about}\n\n{wrong_weights(ledger, case, seeds)}" for case in cases)
+    return f"""# Does balancing work?
+
+Written by `python benchmarks/balance.py --write docs/balancing.md`: {seeds} seeds, {platform.machine()} CPU, torch
+{torch.__version__}.
+
+## Weights that are wrong by a factor of 100
+
+{HOW}
+
+{tables}
+
+## {number} random starts
+
+Every weight of the noise-to-data program at 1/100 to 100 times its value (evenly in logarithms), another seed each,
+{START_STEPS} steps. Diverged: no numbers, or a velocity error above 2, where predicting nothing has 1.
+
+{starts(ledger, number)}
+
+## Bands that cannot be reached
+
+The controller stops, says why in an event `balance_stopped`, and training goes on. On the joint program:
+
+{impossible(ledger)}
+
+## What it costs
+
+The reference system at its full size, `every={EVERY}`, one thread, {rounds} rounds after the first 100 steps; ratios
+within a round, median (quartiles). In its first 100 steps a balanced run measures every fifth step.
+
+{cost(rounds)}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--programs", nargs="+", choices=sorted(CASES), default=list(CASES))
+    parser.add_argument("--starts", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("runs/balance"))
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    one_thread()
+    cases = [CASES[name] for name in given.programs]
+    text = page(Ledger(given.work / "trainings.jsonl"), cases, given.seeds, given.starts, given.rounds)
+    print(text)
+    if given.write:
+        given.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
