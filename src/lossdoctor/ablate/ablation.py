@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from lossdoctor.ablate.effects import Effect, effect, outcomes
 from lossdoctor.ablate.expectations import Answer, Runs, answers, default_arms
-from lossdoctor.ablate.fixes import Proof, alarms, arm_of, identity, proofs, to_try
+from lossdoctor.ablate.fixes import MOST, Proof, alarms, arm_of, identity, proofs, to_try
 from lossdoctor.ablate.local import Outcome, Told
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.arms import BASELINE, parse
@@ -169,20 +169,22 @@ def try_fixes(
     *,
     seeds: int,
     run: Run | None = None,
+    findings: int | None = None,
+    most: int = MOST,
     tell: Told = lambda outcome: None,
     begin: Callable[[str, int], None] = lambda phase, trials: None,
 ) -> Cure:
     """Try the fixes of the findings of a run, or of the baselines themselves when None is given.
 
-    Raises UsageError as `ablate` does.
+    findings: only of so many, the most important ones. most: arms at most. Raises UsageError as `ablate` does.
     """
     work = _Work(plan, engine, seeds, tell, begin)
     first = work.baselines()
     baseline = {seed: diagnose(own) for seed, own in first.runs.items()}
     sources = list(baseline.values()) if run is None else [diagnose(run)]
-    found = list({identity(one): one for source in sources for one in alarms(source)}.values())
+    found = list({identity(one): one for source in sources for one in alarms(source)}.values())[:findings]
     script = _script(first.runs)
-    done = work.beside(first, to_try(found, script))
+    done = work.beside(first, to_try(found, script, most))
     diagnoses = {
         arm: baseline if arm == BASELINE else {seed: diagnose(own) for seed, own in runs.items()}
         for arm, runs in done.runs.items()
@@ -213,6 +215,8 @@ def _proof_json(proof: Proof, lang: str) -> dict[str, Any]:
         "certainty": proof.certainty or "withdrawn",
         "seen": proof.seen,
         "seeds": proof.seeds,
+        "p": proof.p,
+        "seeds_needed": proof.seeds_needed(),
         "tried": [{**asdict(one), "helps": one.helps, "text": words.get(one.arm, "")} for one in proof.tried],
         "by_hand": [fix.message.text(lang) for fix in proof.by_hand],
     }
