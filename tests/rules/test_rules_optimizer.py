@@ -293,9 +293,17 @@ def exploded() -> Curves:
     return curves
 
 
+@pytest.mark.parametrize(("update", "factor"), [(0.02, 0.1), (0.17, 0.02), (3.0, 0.001)])
+def test_the_rate_is_lowered_as_far_as_the_updates_are_too_large(update: float, factor: float) -> None:
+    curves = exploded() | {f"step/{head}_rms_update": [update] * STEPS for head in HEADS}
+    for finding in fired(UpdateTooLarge(), curves):
+        assert finding.fixes[0].params == {"factor": factor}
+
+
 def test_large_steps_and_a_loss_that_explodes_are_a_warning() -> None:
     for finding in fired(UpdateTooLarge(), exploded()):
-        assert (finding.severity, codes(finding)[0], finding.confirm) == ("warning", "rate-too-large", "lr:all*0.1")
+        assert (finding.severity, codes(finding)[0]) == ("warning", "rate-too-large")
+        assert finding.confirm == f"lr:all*{finding.fixes[0].params['factor']:g}"
         assert "it began at 1.2 and rose to 60" in str(finding.message)
     assert {finding.subject for finding in fired(UpdateTooLarge(), exploded())} == set(HEADS)
 

@@ -35,7 +35,8 @@ _NUMBERS = {"scale_weight": ("weight", "*", "factor"), "warm_up_weight": ("warmu
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One arm for one finding. removed: in how many seeds that showed it in the baseline. pairs: those seeds.
+    """One arm for one finding. pairs: seeds whose baseline raises it as an alarm. removed: in how many of them it is
+    gone, or only a remark.
 
     alarms: codes of warnings and errors that appear under it in every seed and in no seed of the baseline. better,
     worse: metrics with a direction that clearly move, see `Key.better`.
@@ -172,14 +173,15 @@ def proofs(
     seen = {seed: {identity(one) for one in diagnosis.findings} for seed, diagnosis in baseline.items()}
     told = []
     for finding in findings:
-        shown = [seed for seed, known in seen.items() if identity(finding) in known]
+        times = sum(identity(finding) in known for known in seen.values())
+        shown = [seed for seed, diagnosis in baseline.items() if identity(finding) in map(identity, alarms(diagnosis))]
         tried = [
             _tried(arm, finding, shown, diagnoses, effects.get(arm, {}))
             for arm in arms_for(finding, script)
             if arm in diagnoses
         ]
         by_hand = tuple(fix for fix in finding.fixes if fix.reach == "change" and arm_of(fix) not in diagnoses)
-        told.append(Proof(finding, len(shown), len(baseline), tuple(sorted(tried, key=_rank)), by_hand))
+        told.append(Proof(finding, times, len(baseline), tuple(sorted(tried, key=_rank)), by_hand))
     alone = [chance(proof.seeds, len(proof.tried)) if _agrees(proof) else 1.0 for proof in told]
     return [replace(proof, p=p) for proof, p in zip(told, adjusted(alone).tolist(), strict=True)]
 
@@ -208,9 +210,9 @@ def _tried(
 
 
 def _gone(finding: Finding, before: Diagnosis, after: Diagnosis) -> bool:
-    """Whether it is not there any more, and has not only moved to another loss, head or metric."""
-    known = {identity(one) for one in before.findings} - {identity(finding)}
-    return all(one.code != finding.code or identity(one) in known for one in after.findings)
+    """Whether it is no alarm any more, and has not only moved to another loss, head or metric."""
+    known = set(map(identity, alarms(before))) - {identity(finding)}
+    return all(one.code != finding.code or identity(one) in known for one in alarms(after))
 
 
 def _direction(name: str, effect: Effect) -> int:

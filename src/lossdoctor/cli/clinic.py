@@ -9,12 +9,12 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lossdoctor.cli.folders import written
-from lossdoctor.cli.options import global_options, settings
+from lossdoctor.cli.options import Settings, global_options, settings
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import text
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from lossdoctor.cli.progress import Phases
     from lossdoctor.clinic.case import Case
     from lossdoctor.clinic.program import Program
+    from lossdoctor.clinic.proof_table import Proofs
     from lossdoctor.clinic.score import Score
     from lossdoctor.clinic.table import Clinic
 
 HOME = Path("runs/clinic")
+SEEDS, PROOF_SEEDS = 5, 3
+"""Trainings of each pair; and of each arm, where fixes are tried."""
 SHOWN = 20
 """Up to so many cases the whole page is shown on the terminal too."""
 INTERRUPTED = 130
@@ -36,11 +39,13 @@ INTERRUPTED = 130
 @click.command("clinic")
 @click.option("--programs", metavar="NAME,..")
 @click.option("--faults", metavar="NAME,..")
-@click.option("--seeds", type=click.IntRange(min=1), default=5)
+@click.option("--seeds", type=click.IntRange(min=1))
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--left-out/--no-left-out", default=True)
 @click.option("--train/--no-train", default=True)
+@click.option("--fixes", is_flag=True)
+@click.option("--steps", type=click.IntRange(min=1))
 @global_options
 @click.pass_context
 def command(
@@ -48,11 +53,13 @@ def command(
     *,
     programs: str | None,
     faults: str | None,
-    seeds: int,
+    seeds: int | None,
     jobs: int | None,
     out: Path,
     left_out: bool,
     train: bool,
+    fixes: bool,
+    steps: int | None,
 ) -> None:
     """Its help text is in the message catalogues."""
     from lossdoctor.cli.progress import Counted
@@ -62,6 +69,12 @@ def command(
 
     talk = settings(ctx)
     chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
+    if fixes:
+        told = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
+        ctx.exit(_try_fixes(chosen, _names(faults, "--faults"), told, jobs, out, talk))
+    if steps is not None:
+        raise UsageError(mismatch("--steps is for --fixes.", "--steps with --fixes", "--steps alone", "leave it out"))
+    seeds = seeds or SEEDS
     wanted = cases(chosen, _names(faults, "--faults"), seeds)
     if not train:
         wanted = _there(wanted, out)
@@ -79,6 +92,72 @@ def command(
         ctx.exit(INTERRUPTED)
     _tell(clinic, out, talk.lang)
     ctx.exit(2 if clinic.failed else 0)
+
+
+def _try_fixes(
+    programs: Sequence[Program],
+    faults: Sequence[str] | None,
+    told: dict[str, Any],
+    jobs: int | None,
+    out: Path,
+    talk: Settings,
+) -> int:
+    """The exit code. told: the options that were given, None for those that were not."""
+    from lossdoctor.cli.progress import Counted
+    from lossdoctor.clinic.proof import STEPS, pairs, prove_all
+    from lossdoctor.clinic.proof_table import Proofs
+    from lossdoctor.clinic.ward import cases
+
+    cases(programs, faults, 1)  # refuses a fault that no program has
+    seeds, steps = told["--seeds"] or PROOF_SEEDS, told["--steps"] or STEPS
+    asked = ["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items() if value is not None)]
+    wanted = pairs(programs, faults)
+    try:
+        with Counted(talk.console(), talk.lang) as phases:
+            place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
+            count = place.counter("proving", len(wanted))
+
+            def done(pair: tuple[str, str], reason: str | None) -> None:
+                if reason is not None:
+                    phases.say(text("clinic.failed", talk.lang, case="-".join(pair), reason=reason))
+                count()
+
+            home = out / "fixes"
+            found, failed = prove_all(wanted, programs, home, seeds=seeds, steps=steps, jobs=place.jobs, on_done=done)
+    except KeyboardInterrupt:
+        click.echo(text("clinic.stopped", talk.lang))
+        return INTERRUPTED
+    _tell_proofs(Proofs(found, failed, steps, " ".join(asked), _machine()), out, talk.lang)
+    return 2 if failed else 0
+
+
+def _tell_proofs(proofs: Proofs, out: Path, lang: str) -> None:
+    from lossdoctor.clinic.case import HEALTHY
+    from lossdoctor.clinic.proof_table import as_json, as_markdown, as_they_are, rate
+
+    page = as_markdown(proofs, lang)
+    written(out / "fixes.json", json.dumps(as_json(proofs), indent=1, allow_nan=False) + "\n")
+    written(out / "fixes.md", page)
+    if len(proofs.proven) <= SHOWN:
+        click.echo(page)
+    every, arms = rate(proofs.proven), rate(as_they_are(proofs.proven))
+    healthy = [one for one in proofs.proven if one.fault == HEALTHY]
+    click.echo(
+        text(
+            "proof.end",
+            lang,
+            cases=every.cases,
+            removed=every.removed,
+            share=_percent(every.share),
+            arms_cases=arms.cases,
+            arms_removed=arms.removed,
+            arms_share=_percent(arms.share),
+            confirmed=every.confirmed,
+            healthy=len(healthy),
+            healthy_confirmed=sum(one.certainty == "confirmed" for one in healthy),
+        )
+    )
+    click.echo(text("proof.tables", lang, out=out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +272,11 @@ def _tell(clinic: Clinic, out: Path, lang: str) -> None:
 
 def _shares(score: Score) -> dict[str, str]:
     shares = {"found": score.found, "first": score.first, "top3": score.top3, "flagged": score.flagged}
-    return {name: "-" if share is None else f"{100 * share:.1f} %" for name, share in shares.items()}
+    return {name: _percent(share) for name, share in shares.items()}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _machine() -> str:
