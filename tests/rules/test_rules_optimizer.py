@@ -188,11 +188,12 @@ def test_a_head_with_a_tiny_rate_hardly_moves() -> None:
     assert clear(HeadNotMoving(ratio=1e-9), curves)
 
 
-def test_without_known_rates_two_and_five_are_tried() -> None:
+@pytest.mark.parametrize(("ratio", "factors"), [(8e-6, [2.0, 5.0]), (1e-7, [1000.0]), (3e-9, [3e4]), (0.0, [2.0, 5.0])])
+def test_without_known_rates_the_ratio_says_how_far_to_raise_it(ratio: float, factors: list[float]) -> None:
     curves = {name: curve for name, curve in healthy().items() if not name.startswith("lr/")}
-    curves["step/z_head_update_ratio"] = [1e-7] * STEPS
+    curves["step/z_head_update_ratio"] = [ratio] * STEPS
     finding = one(HeadNotMoving(), curves)
-    assert [fix.params["factor"] for fix in finding.fixes] == [2.0, 5.0]
+    assert [fix.params["factor"] for fix in finding.fixes] == factors
 
 
 def test_a_frozen_head_is_told_without_any_step() -> None:

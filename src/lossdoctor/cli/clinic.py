@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lossdoctor.cli.folders import written
-from lossdoctor.cli.options import Settings, global_options, settings
+from lossdoctor.cli.options import global_options, settings
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.messages import text
 
@@ -69,20 +69,29 @@ def command(
 
     talk = settings(ctx)
     chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
+    given = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
+    given = {option: value for option, value in given.items() if value is not None}
+    jobs = jobs or os.cpu_count() or 1
     if fixes:
-        told = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
-        ctx.exit(_try_fixes(chosen, _names(faults, "--faults"), told, jobs, out, talk))
+        try:
+            with Counted(talk.console(), talk.lang) as phases:
+                place = _Place(out, jobs, phases, talk.lang)
+                proofs, code = _try_fixes(chosen, _names(faults, "--faults"), given, place)
+        except KeyboardInterrupt:
+            click.echo(text("clinic.stopped", talk.lang))
+            ctx.exit(INTERRUPTED)
+        _tell_proofs(proofs, out, talk.lang)
+        ctx.exit(code)
     if steps is not None:
         raise UsageError(mismatch("--steps is for --fixes.", "--steps with --fixes", "--steps alone", "leave it out"))
-    seeds = seeds or SEEDS
-    wanted = cases(chosen, _names(faults, "--faults"), seeds)
+    given = {"--seeds": SEEDS, **given}
+    wanted = cases(chosen, _names(faults, "--faults"), given["--seeds"])
     if not train:
         wanted = _there(wanted, out)
-    given = {"--seeds": str(seeds), "--programs": programs, "--faults": faults}
-    asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items() if value is not None)]
+    asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items())]
     try:
         with Counted(talk.console(), talk.lang) as phases:
-            place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
+            place = _Place(out, jobs, phases, talk.lang)
             failed = _train(wanted, chosen, place)
             asked += ["--no-left-out"] * (not left_out) + ["--no-train"] * (not train)
             clinic = Clinic([], failed, {}, " ".join(asked), _machine())
@@ -95,40 +104,27 @@ def command(
 
 
 def _try_fixes(
-    programs: Sequence[Program],
-    faults: Sequence[str] | None,
-    told: dict[str, Any],
-    jobs: int | None,
-    out: Path,
-    talk: Settings,
-) -> int:
-    """The exit code. told: the options that were given, None for those that were not."""
-    from lossdoctor.cli.progress import Counted
+    programs: Sequence[Program], faults: Sequence[str] | None, told: dict[str, Any], place: _Place
+) -> tuple[Proofs, int]:
+    """And the exit code. told: the options that were given."""
     from lossdoctor.clinic.proof import STEPS, pairs, prove_all
     from lossdoctor.clinic.proof_table import Proofs
     from lossdoctor.clinic.ward import cases
 
     cases(programs, faults, 1)  # refuses a fault that no program has
-    seeds, steps = told["--seeds"] or PROOF_SEEDS, told["--steps"] or STEPS
-    asked = ["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items() if value is not None)]
+    seeds, steps = told.get("--seeds", PROOF_SEEDS), told.get("--steps", STEPS)
     wanted = pairs(programs, faults)
-    try:
-        with Counted(talk.console(), talk.lang) as phases:
-            place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
-            count = place.counter("proving", len(wanted))
+    count = place.counter("proving", len(wanted))
 
-            def done(pair: tuple[str, str], reason: str | None) -> None:
-                if reason is not None:
-                    phases.say(text("clinic.failed", talk.lang, case="-".join(pair), reason=reason))
-                count()
+    def done(pair: tuple[str, str], reason: str | None) -> None:
+        if reason is not None:
+            place.phases.say(text("clinic.failed", place.lang, case="-".join(pair), reason=reason))
+        count()
 
-            home = out / "fixes"
-            found, failed = prove_all(wanted, programs, home, seeds=seeds, steps=steps, jobs=place.jobs, on_done=done)
-    except KeyboardInterrupt:
-        click.echo(text("clinic.stopped", talk.lang))
-        return INTERRUPTED
-    _tell_proofs(Proofs(found, failed, steps, " ".join(asked), _machine()), out, talk.lang)
-    return 2 if failed else 0
+    home = place.out / "fixes"
+    found, failed = prove_all(wanted, programs, home, seeds=seeds, steps=steps, jobs=place.jobs, on_done=done)
+    asked = " ".join(["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items())])
+    return Proofs(found, failed, steps, asked, _machine()), 2 if failed else 0
 
 
 def _tell_proofs(proofs: Proofs, out: Path, lang: str) -> None:

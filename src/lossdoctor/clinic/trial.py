@@ -1,4 +1,4 @@
-"""An engine of experiments for programs of the clinic: what `ablate` does with a script, in the process it is called in.
+"""An engine of experiments for programs of the clinic: what `ablate` does with a script, but in this process.
 
 What an arm is reaches the program through the environment, as in any script.
 """
