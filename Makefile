@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format lint types docs bench clinic browser
+.PHONY: demo test check format lint types docs bench clinic fixes browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
@@ -32,6 +32,10 @@ bench: $(VENV)/.dev  ## overhead, as ratios in one interleaved run; writes docs/
 clinic: $(VENV)/.dev  ## programs x faults, five seeds: how often the rules are right; writes docs/clinic.md (about an hour)
 	$(BIN)/lossdoctor clinic --lang en --out runs/clinic $(ARGS)
 	cp runs/clinic/clinic.md docs/clinic.md
+
+fixes: $(VENV)/.dev  ## programs x faults: how often the fix ranked first helps; writes docs/fixes.md (about an hour)
+	$(BIN)/lossdoctor clinic --fixes --lang en --out runs/clinic $(ARGS)
+	cp runs/clinic/fixes.md docs/fixes.md
 
 # The report is opened by tests in a real browser.
 browser:
