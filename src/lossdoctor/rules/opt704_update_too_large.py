@@ -93,17 +93,21 @@ class UpdateTooLarge(Rule):
             bar = harm.first * (self.explosion if harm.how == "explodes" else 1.0)
             seen.append(Evidence(f"loss/{harm.loss}", harm.worst, bar, **span(run[f"loss/{harm.loss}"].finite)))
         twice = bool((run.facts.get("optimizers") or {}).get("twice_count"))
-        # An update is as large as its rate: this brings it to a third of what is too large.
-        factor = min(0.1, factor_to(self.rms / 3, middle(curve)))
+        factors = [0.1, 0.3]
+        if middle(curve) > 10 * self.rms / 3:
+            # An update is as large as its rate: this brings it to a third of what is too large. Weights that have grown
+            # under such steps make them look smaller than they were, so a tenth of that may be needed.
+            far = factor_to(self.rms / 3, middle(curve))
+            factors = [far, far / 10]
         codes = ("twice-in-optimizer", "rate-too-large") if twice else ("rate-too-large", "unstable-training")
         return self.finding(
             message,
             evidence=seen,
             causes=tuple(map(Cause, codes)),
-            fixes=(scale_rate("all", factor), scale_rate("all", 0.3), edit("warm_up_rate"), edit("clip_gradients")),
+            fixes=(*(scale_rate("all", factor) for factor in factors), edit("warm_up_rate"), edit("clip_gradients")),
             subject=head,
             severity="info" if harm is None else "warning",
-            confirm=f"lr:all*{factor:g}",
+            confirm=f"lr:all*{factors[0]:g}",
             p=p,
         )
 
