@@ -16,7 +16,7 @@ from lossdoctor.clinic import proof
 from lossdoctor.clinic.case import HEALTHY
 from lossdoctor.clinic.faults import FAULTS
 from lossdoctor.clinic.programs.ring import Ring
-from lossdoctor.clinic.proof import Attempt, Proven, pairs, prove, prove_all
+from lossdoctor.clinic.proof import Attempt, Proven, kept, pairs, prove, prove_all
 from lossdoctor.clinic.proof_table import LOOK
 from lossdoctor.messages import text
 from lossdoctor.rules import RULES, fixes
@@ -79,16 +79,16 @@ def test_a_training_that_fails_is_told(fakes: ModuleType, tmp_path: Path, monkey
     programs = [fakes.Curable()]
     told: list[tuple[str, str]] = []
     found, failed = prove_all(
-        pairs(programs, ["null-rate"]),
+        dict.fromkeys(pairs(programs, ["null-rate"]), 1),
         programs,
         tmp_path / "home",
-        seeds=1,
         steps=40,
         on_done=lambda pair, why: told.append(pair),
     )
     assert [one.fault for one in found] == [HEALTHY]
     assert told == [("curable", HEALTHY), ("curable", "null-rate")]
     assert "it cannot be trained" in failed["curable", "null-rate"]
+    assert kept(pairs(programs, None), tmp_path / "home") == {("curable", HEALTHY): 1}
     assert "LOSSDOCTOR_ARM" not in os.environ
 
 

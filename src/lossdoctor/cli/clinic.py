@@ -76,7 +76,7 @@ def command(
         try:
             with Counted(talk.console(), talk.lang) as phases:
                 place = _Place(out, jobs, phases, talk.lang)
-                proofs, code = _try_fixes(chosen, _names(faults, "--faults"), given, place)
+                proofs, code = _try_fixes(chosen, _names(faults, "--faults"), given, place, train=train)
         except KeyboardInterrupt:
             click.echo(text("clinic.stopped", talk.lang))
             ctx.exit(INTERRUPTED)
@@ -104,16 +104,19 @@ def command(
 
 
 def _try_fixes(
-    programs: Sequence[Program], faults: Sequence[str] | None, told: dict[str, Any], place: _Place
+    programs: Sequence[Program], faults: Sequence[str] | None, told: dict[str, Any], place: _Place, *, train: bool
 ) -> tuple[Proofs, int]:
-    """And the exit code. told: the options that were given."""
-    from lossdoctor.clinic.proof import STEPS, pairs, prove_all
+    """And the exit code. told: the options that were given. train: else only pairs that were tried before."""
+    from lossdoctor.clinic.proof import STEPS, kept, pairs, prove_all
     from lossdoctor.clinic.proof_table import Proofs
     from lossdoctor.clinic.ward import cases
 
     cases(programs, faults, 1)  # refuses a fault that no program has
     seeds, steps = told.get("--seeds", PROOF_SEEDS), told.get("--steps", STEPS)
-    wanted = pairs(programs, faults)
+    every, home = pairs(programs, faults), place.out / "fixes"
+    wanted = dict.fromkeys(every, seeds) if train else kept(every, home)
+    if not wanted:
+        raise UsageError(_nothing_there(place.out))
     count = place.counter("proving", len(wanted))
 
     def done(pair: tuple[str, str], reason: str | None) -> None:
@@ -121,10 +124,14 @@ def _try_fixes(
             place.phases.say(text("clinic.failed", place.lang, case="-".join(pair), reason=reason))
         count()
 
-    home = place.out / "fixes"
-    found, failed = prove_all(wanted, programs, home, seeds=seeds, steps=steps, jobs=place.jobs, on_done=done)
-    asked = " ".join(["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items())])
-    return Proofs(found, failed, steps, asked, _machine()), 2 if failed else 0
+    found, failed = prove_all(wanted, programs, home, steps=steps, jobs=place.jobs, on_done=done)
+    asked = ["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items())]
+    asked += ["--no-train"] * (not train)
+    return Proofs(found, failed, steps, " ".join(asked), _machine()), 2 if failed else 0
+
+
+def _nothing_there(out: Path) -> str:
+    return mismatch("--no-train asks about trainings of before.", "some of them in --out", str(out), "train first")
 
 
 def _tell_proofs(proofs: Proofs, out: Path, lang: str) -> None:
@@ -215,9 +222,7 @@ def _there(wanted: Sequence[Case], out: Path) -> list[Case]:
 
     found = [case for case in wanted if trained(case, out)]
     if not found:
-        raise UsageError(
-            mismatch("--no-train asks about trainings of before.", "some of them in --out", str(out), "train first")
-        )
+        raise UsageError(_nothing_there(out))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ TRIED = 3
 """Fixes tried of each finding, in the order they are printed."""
 MEASURED = 40
 """Measured steps of each training, as `lossdoctor ablate --fixes` has them."""
+
+_DONE = "proven.json"
 
 Pair = tuple[str, str]
 """Names of a program and of a fault, or HEALTHY."""
@@ -87,17 +90,19 @@ def pairs(programs: Iterable[Program], faults: Sequence[str] | None) -> list[Pai
 
 
 def prove_all(
-    wanted: Sequence[Pair],
+    wanted: Mapping[Pair, int],
     programs: Iterable[Program],
     home: Path,
     *,
-    seeds: int,
     steps: int = STEPS,
     jobs: int = 1,
     on_done: Callable[[Pair, str | None], None] = lambda pair, why: None,
 ) -> tuple[list[Proven], dict[Pair, str]]:
-    """All pairs, the healthy ones first; and those that failed, with the reason. What is trained is not repeated."""
-    work = _Proving({program.name: program for program in programs}, home, seeds, steps)
+    """All pairs, the healthy ones first; and those that failed, with the reason. What is trained is not repeated.
+
+    wanted: seeds of each pair.
+    """
+    work = _Proving({program.name: program for program in programs}, home, wanted, steps)
     answers: dict[Pair, Proven | Failed] = {}
     for healthy in (True, False):
         some = [pair for pair in wanted if (pair[1] == HEALTHY) is healthy]
@@ -119,7 +124,14 @@ def prove(program: Program, fault: str, home: Path, *, seeds: int, steps: int) -
     if cure.ablation.failed:
         first = cure.ablation.failed[0]
         raise LossDoctorError(_failed(program, fault, f"{first.trial.name}: {first.failure}"))
+    (plan.home / _DONE).write_text(json.dumps({"seeds": seeds}), encoding="utf-8")
     return _proven(program, fault, seeds, cure.proofs[0] if cure.proofs else None)
+
+
+def kept(wanted: Iterable[Pair], home: Path) -> dict[Pair, int]:
+    """Of these pairs the ones that were tried to their end before, and with how many seeds."""
+    done = {pair: home / "-".join(pair) / _DONE for pair in wanted}
+    return {pair: int(json.loads(path.read_bytes())["seeds"]) for pair, path in done.items() if path.exists()}
 
 
 def _proven(program: Program, fault: str, seeds: int, proof: Proof | None) -> Proven:
@@ -162,12 +174,12 @@ def _failed(program: Program, fault: str, reason: str) -> str:
 class _Proving:
     programs: Mapping[str, Program]
     home: Path
-    seeds: int
+    seeds: Mapping[Pair, int]
     steps: int
 
     def __call__(self, pair: Pair) -> Proven:
         program, fault = pair
-        return prove(self.programs[program], fault, self.home, seeds=self.seeds, steps=self.steps)
+        return prove(self.programs[program], fault, self.home, seeds=self.seeds[pair], steps=self.steps)
 
 
 def _telling(on_done: Callable[[Pair, str | None], None]) -> Callable[[Pair, Proven | Failed], None]:
