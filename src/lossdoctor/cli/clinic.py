@@ -69,8 +69,8 @@ def command(
 
     talk = settings(ctx)
     chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
-    given = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
-    given = {option: value for option, value in given.items() if value is not None}
+    options = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     jobs = jobs or os.cpu_count() or 1
     if fixes:
         try:
