@@ -31,10 +31,11 @@ PROOFS = Proofs(PROVEN, FAILED, 200, "lossdoctor clinic --fixes", "2 cores")
 
 
 def test_what_the_first_fix_does_is_counted_over_every_fault_with_a_finding() -> None:
-    assert rate(PROVEN) == Rate(cases=5, removed=2, clean=1, printed=2, confirmed=1, withdrawn=1)
+    assert rate(PROVEN) == Rate(cases=5, own=5, removed=2, clean=1, printed=2, confirmed=1, withdrawn=1)
     assert rate(PROVEN).share == 0.4
     assert rate([]).share is None
-    assert rate(PROVEN[:1]) == Rate(0, 0, 0, 0, 0, 0)
+    assert rate([Proven("ring", "shuffled-condition", 3, 3, "VEL401", "suspected", (BALANCE,))]).own == 0
+    assert rate(PROVEN[:1]) == Rate(0, 0, 0, 0, 0, 0, 0)
 
 
 def test_fixes_that_any_script_can_have_are_counted_alone() -> None:
@@ -64,6 +65,7 @@ def test_json_says_everything() -> None:
     assert found["schema"] == "lossdoctor/clinic-fixes@1"
     assert found["rates"]["all"] == {
         "cases": 5,
+        "own": 5,
         "removed": 2,
         "clean": 1,
         "printed": 2,

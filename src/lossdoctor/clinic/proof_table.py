@@ -10,6 +10,7 @@ from typing import Any
 
 from lossdoctor import __version__
 from lossdoctor.clinic.case import HEALTHY
+from lossdoctor.clinic.faults import BY_NAME
 from lossdoctor.clinic.proof import TRIED, Attempt, Pair, Proven
 from lossdoctor.messages import text
 
@@ -35,11 +36,12 @@ class Proofs:
 class Rate:
     """Of some cases, each of them a faulty program with a finding.
 
-    removed: the fix ranked first removes it in every seed. clean: and nothing else is found instead. printed: and it is
+    own: the finding is of a rule that stands for the fault; else a fix may remove it and leave the fault. removed: the fix ranked first removes it in every seed. clean: and nothing else is found instead. printed: and it is
     the fix that is printed first, too. confirmed, withdrawn: what became of the finding.
     """
 
     cases: int
+    own: int
     removed: int
     clean: int
     printed: int
@@ -58,6 +60,7 @@ def rate(proven: Iterable[Proven]) -> Rate:
     removed = [one for one in cases if one.gone]
     return Rate(
         len(cases),
+        sum(one.code in BY_NAME[one.fault].rules for one in cases),
         len(removed),
         sum(not one.attempts[0].alarms for one in removed),
         sum(one.attempts[0].place == 0 for one in removed),
@@ -137,7 +140,7 @@ def _of(proven: Iterable[Proven], program: str) -> list[Proven]:
 def _rate_cells(name: str, proven: Iterable[Proven]) -> tuple[object, ...]:
     r = rate(proven)
     percent = "" if r.share is None else f"{100 * r.share:.1f} %"
-    return (name, r.cases, r.removed, percent, r.clean, r.printed, r.confirmed, r.withdrawn)
+    return (name, r.cases, r.own, r.removed, percent, r.clean, r.printed, r.confirmed, r.withdrawn)
 
 
 def _healthy(proven: Iterable[Proven], say: Say) -> Iterator[tuple[object, ...]]:
