@@ -36,8 +36,9 @@ class Proofs:
 class Rate:
     """Of some cases, each of them a faulty program with a finding.
 
-    own: the finding is of a rule that stands for the fault; else a fix may remove it and leave the fault. removed: the fix ranked first removes it in every seed. clean: and nothing else is found instead. printed: and it is
-    the fix that is printed first, too. confirmed, withdrawn: what became of the finding.
+    own: the finding is of a rule that stands for the fault; else a fix may remove it and leave the fault. removed: the
+    fix ranked first removes it in every seed. clean: and nothing else is found instead. printed: and it is the fix that
+    is printed first, too. confirmed, withdrawn: what became of the finding.
     """
 
     cases: int
