@@ -27,7 +27,7 @@ PROVEN = [
     Proven("vae", "huge-rate", 3, 0, "OPT704", "withdrawn", (Attempt("lr:all*0.1", 0, 0, 0, ()),)),
 ]
 FAILED = {("vae", "stuck-ema"): "UsageError: `it` cannot"}
-PROOFS = Proofs(PROVEN, FAILED, 200, "lossdoctor clinic --fixes", "2 cores")
+PROOFS = Proofs(PROVEN, FAILED, 200, 9, "lossdoctor clinic --fixes", "2 cores")
 
 
 def test_what_the_first_fix_does_is_counted_over_every_fault_with_a_finding() -> None:
@@ -84,5 +84,5 @@ def test_the_page(lang: str, snapshot: SnapshotAssertion) -> None:
 
 
 def test_a_page_on_which_nothing_is_wrong() -> None:
-    page = as_markdown(Proofs(PROVEN[:2], {}, 200, "lossdoctor clinic --fixes", "2 cores"))
+    page = as_markdown(Proofs(PROVEN[:2], {}, 200, 1, "lossdoctor clinic --fixes", "2 cores"))
     assert page.endswith("\n## What went wrong\n\n- Nothing.\n")

@@ -127,7 +127,8 @@ def _try_fixes(
     found, failed = prove_all(wanted, programs, home, steps=steps, jobs=place.jobs, on_done=done)
     asked = ["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items())]
     asked += ["--no-train"] * (not train)
-    return Proofs(found, failed, steps, " ".join(asked), _machine()), 2 if failed else 0
+    there = sum(len(program.faults) for program in programs)
+    return Proofs(found, failed, steps, there, " ".join(asked), _machine()), 2 if failed else 0
 
 
 def _nothing_there(out: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +24,12 @@ Say = Callable[..., str]
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """All of them. failed: pairs without an answer, with the reason. command, machine: what made it and where."""
+    """All of them. failed: pairs without an answer, with the reason. every: faulty pairs there are. command, machine: what made it and where."""
 
     proven: Sequence[Proven]
     failed: Mapping[Pair, str]
     steps: int
+    every: int
     command: str
     machine: str
 
@@ -94,6 +96,7 @@ def as_json(proofs: Proofs) -> dict[str, Any]:
         "command": proofs.command,
         "machine": proofs.machine,
         "steps": proofs.steps,
+        "every": proofs.every,
         "rates": {name: {**dataclasses.asdict(r := rate(some)), "share": r.share} for name, some in groups.items()},
         "healthy": {
             "runs": len(healthy),
@@ -117,7 +120,10 @@ def _page(proofs: Proofs, say: Say) -> Iterator[str]:
     proven = proofs.proven
     yield from (f"# {say('proof.page.title')}", "", say("proof.page.intro", steps=proofs.steps, tried=TRIED), "")
     yield from (say("proof.page.edits", look=", ".join(f"`{edit}`" for edit in LOOK)), "")
-    yield from (say("clinic.page.made", command=proofs.command, machine=proofs.machine), "")
+    yield say("clinic.page.made", command=proofs.command, machine=proofs.machine)
+    seeds = Counter(one.seeds for one in proven if one.fault != HEALTHY)
+    told = ", ".join(say("proof.page.seeds", pairs=pairs, seeds=n) for n, pairs in sorted(seeds.items()))
+    yield from (say("proof.page.size", pairs=seeds.total(), every=proofs.every, seeds=told), "")
     yield from (f"## {say('proof.page.rates')}", "")
     groups = {
         **{program: _of(proven, program) for program in dict.fromkeys(one.program for one in proven)},
