@@ -24,7 +24,9 @@ Say = Callable[..., str]
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """All of them. failed: pairs without an answer, with the reason. every: faulty pairs there are. command, machine: what made it and where."""
+    """All of them. failed: pairs without an answer, with the reason. every: faulty pairs there are. command,
+    machine: what made it and where.
+    """
 
     proven: Sequence[Proven]
     failed: Mapping[Pair, str]
