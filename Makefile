@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check format lint types docs bench bench-long clinic cures browser
+.PHONY: demo test check format lint types docs bench bench-long clinic fixes cures browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
@@ -40,6 +40,10 @@ clinic: $(VENV)/.dev  ## programs x faults, five seeds: how often the rules are 
 cures: $(VENV)/.dev  ## balancing and every remedy, with and without, five seeds; writes docs/balancing.md, docs/cures.md
 	$(BIN)/python benchmarks/balance.py --work runs/balance --write docs/balancing.md $(ARGS)
 	$(BIN)/python benchmarks/cures.py --work runs/cures --write docs/cures.md $(ARGS)
+
+fixes: $(VENV)/.dev  ## programs x faults: how often the fix ranked first helps; writes docs/fixes.md (about an hour)
+	$(BIN)/lossdoctor clinic --fixes --lang en --out runs/clinic $(ARGS)
+	cp runs/clinic/fixes.md docs/fixes.md
 
 # The report is opened by tests in a real browser.
 browser:

@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from lossdoctor.ablate.effects import Effect
-from lossdoctor.ablate.fixes import MOST, Proof, arm_of, arms_for, proofs, to_try
+from lossdoctor.ablate.fixes import MOST, Proof, arm_of, arms_for, chance, proofs, to_try
 from lossdoctor.arms import BASELINE, parse
 from lossdoctor.cli import main
 from lossdoctor.diagnose import Diagnosis, diagnose
@@ -45,7 +46,9 @@ def diagnosis(*findings: Finding) -> Diagnosis:
         (fixes.set_knob("t", 0.07), "knob:t=0.07"),
         (fixes.balance("pcgrad"), "balance:pcgrad"),
         (fixes.ablate("without:kl"), None),
-        (fixes.edit("copy_ema"), None),
+        (fixes.edit("copy_ema"), "knob:fix.copy_ema=1"),
+        (fixes.edit("raise_clip", "grad/total", value=1.5), "knob:fix.raise_clip=1.5"),
+        (fixes.edit("scale_latents", factor=0.2), "knob:fix.scale_latents=0.2"),
     ],
 )
 def test_a_fix_is_an_arm_that_can_be_parsed(fix: fixes.Fix, arm: str | None) -> None:
@@ -57,6 +60,8 @@ def test_only_what_the_script_has_is_tried() -> None:
     assert arms_for(WEAK, SCRIPT) == ["weight:kl*4", "balance:pcgrad", "weight:kl*2"]
     assert arms_for(WEAK, {**SCRIPT, "losses": ["flow"]}) == ["balance:pcgrad"]
     assert arms_for(replace(WEAK, fixes=(fixes.set_knob("other", 1.0),), confirm="without:kl"), SCRIPT) == []
+    behind_a_knob = {**SCRIPT, "knobs": ["fix.copy_ema"]}
+    assert arms_for(WEAK, behind_a_knob) == ["weight:kl*4", "knob:fix.copy_ema=1", "balance:pcgrad", "weight:kl*2"]
     everywhere = replace(WEAK, fixes=(fixes.scale_rate("all", 0.1), fixes.set_decay("all")), confirm=None)
     assert arms_for(everywhere, SCRIPT) == ["lr:all*0.1"]
 
@@ -65,6 +70,7 @@ def test_the_first_fix_of_every_finding_comes_before_second_ones() -> None:
     assert to_try([WEAK, SLOW], SCRIPT) == ["weight:kl*4", "lr:z_head*3", "balance:pcgrad", "weight:kl*2"]
     many = [replace(WEAK, fixes=(fixes.scale_weight("kl", float(n)),), confirm=None) for n in range(2, 40)]
     assert len(to_try(many, SCRIPT)) == MOST
+    assert to_try([WEAK, SLOW], SCRIPT, most=2) == ["weight:kl*4", "lr:z_head*3"]
     assert to_try([], SCRIPT) == []
 
 
@@ -86,6 +92,66 @@ def test_a_fix_that_removes_it_everywhere_confirms_it() -> None:
         ("weight:kl*2", 2, False),
     ]
     assert [fix.params["what"] for fix in proof.by_hand] == ["copy_ema"]
+    assert proof.p == chance(3, 2) < 0.05
+    assert proof.seeds_needed() is None
+
+
+def test_an_edit_that_was_tried_is_not_left_to_do_by_hand() -> None:
+    script = {**SCRIPT, "knobs": ["fix.copy_ema"]}
+    runs = {
+        BASELINE: dict.fromkeys(range(3), diagnosis(WEAK)),
+        "knob:fix.copy_ema=1": dict.fromkeys(range(3), diagnosis()),
+    }
+    proof = one(proofs([WEAK], runs, {}, script))
+    assert (proof.certainty, proof.by_hand) == ("confirmed", ())
+
+
+def test_what_could_be_chance_confirms_nothing_and_more_seeds_would() -> None:
+    runs = {BASELINE: dict.fromkeys(range(2), diagnosis(WEAK)), "weight:kl*4": dict.fromkeys(range(2), diagnosis())}
+    proof = one(proofs([WEAK], runs, {}, SCRIPT))
+    assert proof.tried[0].helps
+    assert (proof.certainty, proof.seeds_needed()) == ("suspected", 3)
+    assert proof.p == chance(2, 1) > 0.05
+
+
+def test_findings_are_corrected_for_each_other() -> None:
+    rates = {f"lr:z_head*{n}": n for n in (3, 5)}
+    slow = replace(SLOW, fixes=tuple(fixes.scale_rate("z_head", float(n)) for n in rates.values()))
+    cured = {
+        **dict.fromkeys(rates, dict.fromkeys(range(3), diagnosis(slow))),
+        "weight:kl*4": dict.fromkeys(range(3), diagnosis(slow)),
+    }
+    runs = {BASELINE: dict.fromkeys(range(3), diagnosis(WEAK, slow)), **cured, "weight:kl*2": cured["weight:kl*4"]}
+    both = proofs([WEAK, slow], runs, {}, SCRIPT)
+    assert [proof.certainty for proof in both] == ["suspected", "suspected"]
+    assert both[0].p == pytest.approx(2 * chance(3, 2))
+    assert both[0].seeds_needed() == 4
+    assert both[1].seeds_needed() is None
+    assert one(proofs([WEAK], runs, {}, SCRIPT)).certainty == "confirmed"
+
+
+@pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 3), (3, 1), (3, 3), (4, 8)])
+@pytest.mark.parametrize("often", [0.1, 0.35, 0.5, 0.8])
+def test_a_finding_that_comes_and_goes_is_confirmed_no_oftener_than_said(seeds: int, arms: int, often: float) -> None:
+    there = np.random.default_rng(seeds * arms).random((20_000, arms + 1, seeds)) < often
+    agreed = there[:, 0].all(1) & (~there[:, 1:]).all(2).any(1)
+    spread = 4 * np.sqrt(agreed.mean() / len(agreed)) + 1e-4
+    assert agreed.mean() <= chance(seeds, arms) + spread
+    if often == 0.5 and arms == 1:  # where it is highest, 4^-n
+        assert chance(seeds, arms) == pytest.approx(0.25**seeds)
+        assert agreed.mean() == pytest.approx(0.25**seeds, abs=spread)
+
+
+def test_a_finding_that_moves_to_another_metric_is_not_gone() -> None:
+    moved = replace(SLOW, subject="another")
+    runs = {
+        BASELINE: dict.fromkeys(range(3), diagnosis(SLOW)),
+        "lr:z_head*3": dict.fromkeys(range(3), diagnosis(moved)),
+    }
+    proof = one(proofs([SLOW], runs, {}, SCRIPT))
+    assert (proof.tried[0].removed, proof.certainty) == (0, "suspected")
+    both = {BASELINE: dict.fromkeys(range(3), diagnosis(SLOW, moved)), "lr:z_head*3": runs["lr:z_head*3"]}
+    assert one(proofs([SLOW], both, {}, SCRIPT)).certainty == "confirmed"
 
 
 def test_one_seed_confirms_and_withdraws_nothing() -> None:
@@ -190,15 +256,16 @@ writer.close()
 def test_from_a_run_to_its_proof(tmp_path: Path, command: tuple[str, ...], script: Path) -> None:
     slow_head(tmp_path / "run")
     script.write_text(HEAD, encoding="utf-8")
-    asked = ["ablate", "--lang", "en", "--fixes", "--run", str(tmp_path / "run"), "--seeds", "2", "--jobs", "2"]
+    asked = ["ablate", "--lang", "en", "--fixes", "--run", str(tmp_path / "run"), "--seeds", "3", "--jobs", "2"]
     done = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "out"), "--", *command])
     assert done.exit_code == 1, done.output
     assert "OPT701 head-not-moving (z_head)  confirmed" in done.output
-    assert "seen in 2 of 2 baselines" in done.output
-    assert "removes it in all 2 seeds" in done.output
+    assert "seen in 3 of 3 baselines" in done.output
+    assert "removes it in all 3 seeds" in done.output
     found = json.loads((tmp_path / "out" / "effects.json").read_text(encoding="utf-8"))
     (proof,) = found["fixes"]
     assert proof["tried"][0]["helps"]
+    assert (proof["p"], proof["seeds_needed"]) == (chance(3, 2), None)
     told = json.loads(CliRunner().invoke(main, ["check", str(tmp_path / "run"), "--format", "json"]).stdout)
     certainty = {one["code"]: one["certainty"] for one in told["findings"]}
     assert certainty["OPT701"] == "confirmed"

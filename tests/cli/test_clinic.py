@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from lossdoctor.cli import main
 from lossdoctor.clinic import programs as home_of_programs
-from lossdoctor.clinic import ward
+from lossdoctor.clinic import proof, ward
 
 FAKES = Path(__file__).parents[1] / "clinic"
 
@@ -219,3 +220,50 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert len(json.loads((tmp_path / "clinic" / "clinic.json").read_text())["cases"]) == 3
+
+
+# Fixes
+
+
+def test_fixes_are_tried_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def prove_all(seeds: dict[tuple[str, str], int], programs: Any, home: Path, **options: Any) -> Any:
+        asked.update(options, seeds=seeds, home=home)
+        wanted = list(seeds)
+        options["on_done"](wanted[0], None)
+        options["on_done"](wanted[1], "UsageError: it cannot")
+        attempt = proof.Attempt("weight:kl*4", 0, 3, 3, ())
+        found = [
+            proof.Proven("other", "healthy", 3),
+            proof.Proven("other", "weak-kl", 3, 3, "GRD102", "confirmed", (attempt,)),
+        ]
+        return found, {wanted[1]: "UsageError: it cannot"}
+
+    monkeypatch.setattr(proof, "prove_all", prove_all)
+    result = call("--fixes", "--programs", "other", "--steps", "80", "--jobs", "1", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "other-weak-kl failed: UsageError: it cannot" in result.output
+    assert "trying fixes 2/2" in result.output
+    assert "Of 1 faulty programs with a finding the fix ranked first removes it in 1 (100.0 %)." in result.output
+    assert "Confirmed: 1; of 1 healthy programs 0." in result.output
+    assert asked["seeds"] == {("other", "healthy"): 3, ("other", "weak-kl"): 3}
+    assert (asked["steps"], asked["jobs"], asked["home"]) == (80, 1, tmp_path / "fixes")
+    page = (tmp_path / "fixes.md").read_text(encoding="utf-8")
+    assert "Made by `lossdoctor clinic --fixes --steps 80 --programs other`, " in page
+    assert page in result.output
+    told = json.loads((tmp_path / "fixes.json").read_text(encoding="utf-8"))
+    assert (told["schema"], told["rates"]["all"]["share"]) == ("lossdoctor/clinic-fixes@1", 1.0)
+
+
+def test_fixes_of_before_are_judged_again(tmp_path: Path) -> None:
+    result = call("--fixes", "--no-train", "--out", str(tmp_path / "clinic"))
+    assert result.exit_code == 2
+    assert "train first" in result.output
+
+
+def test_steps_without_fixes_mean_nothing(tmp_path: Path) -> None:
+    result = call("--steps", "80", "--out", str(tmp_path / "clinic"))
+    assert result.exit_code == 2
+    assert "--steps is for --fixes." in result.output
+    assert not (tmp_path / "clinic").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lossdoctor.arms import parse
 from lossdoctor.clinic.program import Program
 from lossdoctor.errors import UsageError
 from lossdoctor.record import Record
@@ -128,3 +130,34 @@ class Surer(Level):
             return Clear((1.0,))
         p = 1e-9 if run.last_step == STEPS - 1 else 0.04
         return Fired((self.finding(say("rule.RUN001"), causes=[Cause("weight-too-small")], p=p),))
+
+
+class Curable(Fake):
+    """A program that arms can change, as a script under a Doctor. Four faults: one for each way a fix can go."""
+
+    name = "curable"
+    faults = ("slow-head", "empty-mask", "diverged", "null-rate")
+
+    def train(self, fault: str | None, seed: int, run: Path | None = None) -> Run:
+        assert run is not None
+        arm, every = parse(os.environ["LOSSDOCTOR_ARM"]), int(os.environ["LOSSDOCTOR_EVERY"])
+        with open(run.parents[2] / LOG, "a") as log:
+            log.write(f"{self.name}-{fault} {arm} {seed} {self.steps}\n")
+        ratio = 5e-6 if fault == "slow-head" else 1e-3
+        for change in arm.of("lr"):
+            ratio = change.applied(ratio)
+        knobs = ["fix.look_at_mask"] if fault == "empty-mask" else []
+        empty = bool(knobs) and not arm.of("knob")
+        meta = {
+            "heads": ["z_head"],
+            "losses": {"flow": "velocity"},
+            "experiment": {"arm": str(arm), "seeded": True, "conditions": 0, "knobs": knobs},
+        }
+        with RunWriter(run, meta) as writer:
+            for step in range(0, self.steps, every):
+                loss = math.nan if fault == "diverged" and 2 * step > self.steps else 0.0 if empty else 1 / (step + 1)
+                values = {"step/z_head_update_ratio": ratio, "lr/z_head": ratio / 10, "loss/flow": loss}
+                writer.append([Record(step, values, full=True)])
+        if fault == "null-rate" and os.environ.get("FAKE_FAILS"):
+            raise UsageError("it cannot be trained")
+        return writer.run()

@@ -23,7 +23,6 @@ SMALL = {
     "velocity.width": 32,
     "velocity.blocks": 1,
     "distill.width": 32,
-    "train.steps": 20,
     "train.batch": 32,
 }
 
@@ -32,6 +31,7 @@ SMALL = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of a second: the wiring is looked at here, and what is learned by `lossdoctor clinic`."""
     monkeypatch.setattr(reference, "SETTINGS", SMALL)
+    monkeypatch.setattr(Reference, "steps", 20)
 
 
 def recorded(run: Run) -> dict[str, Any]:
@@ -41,7 +41,6 @@ def recorded(run: Run) -> dict[str, Any]:
 
 def test_it_is_what_the_clinic_asks_for() -> None:
     assert Reference.name == "reference"
-    assert Reference.steps == reference.STEPS
     assert len(Reference.faults) >= 20
     assert set(Reference.faults) <= set(BY_NAME)
 
@@ -66,6 +65,28 @@ def test_the_seed_and_the_fault_decide_everything() -> None:
     assert first == again
     assert first["loss/flow"] != other["loss/flow"]
     assert first["weight/kl"] != sick["weight/kl"]
+
+
+def test_an_edit_that_undoes_a_fault_leaves_the_healthy_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = recorded(Reference().train(None, 0))
+    monkeypatch.setenv("LOSSDOCTOR_ARM", "knob:fix.flip_target=1")
+    assert recorded(Reference().train("target-sign", 0)) == healthy
+
+
+@pytest.mark.parametrize(
+    ("fault", "arm"),
+    [
+        ("tight-clip", "raise_clip=0.5"),
+        ("unscaled-latent", "scale_latents=0.2"),
+        ("slow-ema", "warm_up_ema=1"),
+        ("starved-edges", "mix_uniform_times=1"),
+        ("collapsed-teacher", "center_teacher=1"),
+    ],
+)
+def test_an_edit_changes_the_faulty_program(fault: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sick = recorded(Reference().train(fault, 0))
+    monkeypatch.setenv("LOSSDOCTOR_ARM", f"knob:fix.{arm}")
+    assert recorded(Reference().train(fault, 0)) != sick
 
 
 def test_the_autoencoder_is_trained_once_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:

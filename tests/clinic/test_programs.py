@@ -92,6 +92,37 @@ def test_a_fault_shows_in_what_is_recorded(name: str, fault: str) -> None:
     assert not same(short(name, fault), short(name))
 
 
+@pytest.mark.parametrize(
+    ("name", "fault"), [("ring", "stale-state"), ("joint", "kl-on-sample"), ("noise_to_data", "teacher-is-student")]
+)
+def test_an_edit_that_undoes_a_fault_leaves_the_healthy_program(
+    name: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (edit,), healthy = BY_NAME[fault].edits, short(name)
+    monkeypatch.setenv("LOSSDOCTOR_ARM", f"knob:fix.{edit}=1")
+    assert same(SHORT[name].train(fault, 0), healthy)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "arm"),
+    [
+        ("ring", "starved-edges", "knob:fix.mix_uniform_times=1"),
+        ("joint", "slow-ema", "knob:fix.warm_up_ema=1"),
+        ("joint", "slow-ema", "knob:fix.lower_ema_decay=0.5"),
+        ("noise_to_data", "unscaled-latent", "knob:fix.scale_latents=0.2"),
+        ("noise_to_data", "collapsed-teacher", "knob:fix.center_teacher=1"),
+    ],
+)
+def test_an_edit_does_what_its_sentence_says_and_no_more(
+    name: str, fault: str, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick, healthy = short(name, fault), short(name)
+    monkeypatch.setenv("LOSSDOCTOR_ARM", arm)
+    edited = SHORT[name].train(fault, 0)
+    assert not same(edited, sick)
+    assert not same(edited, healthy)
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_an_unknown_fault_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no such fault"):

@@ -529,6 +529,15 @@ def test_a_run_folder_says_what_it_is_and_is_never_overwritten(model, tmp_path: 
     assert run["loss/a"].values[-1] == doctor.run["loss/a"].values[-1]
 
 
+def test_settings_taken_before_the_doctor_is_made_are_its_own() -> None:
+    assert ld.knob("temperature", 0.04) == 0.04
+    assert ld.knob("temperature", 0.05) == 0.05
+    for expected in ({"temperature": 0.05}, {}):
+        model = nn.Linear(2, 1)
+        with ld.Doctor(model, torch.optim.SGD(model.parameters(), 0.1), run=None) as doctor:
+            assert doctor.run.meta.get("knobs", {}) == expected
+
+
 def test_seed_everything_yields_to_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ld.seed_everything(5) == 5
     a = torch.rand(2)

@@ -188,11 +188,12 @@ def test_a_head_with_a_tiny_rate_hardly_moves() -> None:
     assert clear(HeadNotMoving(ratio=1e-9), curves)
 
 
-def test_without_known_rates_two_and_five_are_tried() -> None:
+@pytest.mark.parametrize(("ratio", "factors"), [(8e-6, [2.0, 5.0]), (1e-7, [1000.0]), (3e-9, [3e4]), (0.0, [2.0, 5.0])])
+def test_without_known_rates_the_ratio_says_how_far_to_raise_it(ratio: float, factors: list[float]) -> None:
     curves = {name: curve for name, curve in healthy().items() if not name.startswith("lr/")}
-    curves["step/z_head_update_ratio"] = [1e-7] * STEPS
+    curves["step/z_head_update_ratio"] = [ratio] * STEPS
     finding = one(HeadNotMoving(), curves)
-    assert [fix.params["factor"] for fix in finding.fixes] == [2.0, 5.0]
+    assert [fix.params["factor"] for fix in finding.fixes] == factors
 
 
 def test_a_frozen_head_is_told_without_any_step() -> None:
@@ -293,9 +294,17 @@ def exploded() -> Curves:
     return curves
 
 
+@pytest.mark.parametrize(("update", "factors"), [(0.02, [0.1, 0.3]), (0.17, [0.02, 0.002]), (3.0, [0.001, 0.0001])])
+def test_the_rate_is_lowered_as_far_as_the_updates_are_too_large(update: float, factors: list[float]) -> None:
+    curves = exploded() | {f"step/{head}_rms_update": [update] * STEPS for head in HEADS}
+    for finding in fired(UpdateTooLarge(), curves):
+        assert [fix.params["factor"] for fix in finding.fixes[:2]] == pytest.approx(factors)
+
+
 def test_large_steps_and_a_loss_that_explodes_are_a_warning() -> None:
     for finding in fired(UpdateTooLarge(), exploded()):
-        assert (finding.severity, codes(finding)[0], finding.confirm) == ("warning", "rate-too-large", "lr:all*0.1")
+        assert (finding.severity, codes(finding)[0]) == ("warning", "rate-too-large")
+        assert finding.confirm == f"lr:all*{finding.fixes[0].params['factor']:g}"
         assert "it began at 1.2 and rose to 60" in str(finding.message)
     assert {finding.subject for finding in fired(UpdateTooLarge(), exploded())} == set(HEADS)
 

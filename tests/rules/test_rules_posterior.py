@@ -630,6 +630,9 @@ def test_a_declared_weight_that_is_not_applied() -> None:
     finding = only(ask(KlUnused(), curves, knobs={"w_kl": 0.01}))
     assert finding.severity == "warning"
     assert "0.01" in str(finding.message)
+    # The arm that applies what was declared.
+    assert finding.confirm == "weight:kl*0.01"
+    assert finding.fixes[1].params == {"factor": 0.01}
     halved = curves | {"loss/kl": [value / 2 for value in curves["loss/kl"]]}  # of two micro-batches
     assert only(ask(KlUnused(), halved, knobs={"kl_weight": 0.01})).severity == "warning"
 
@@ -647,6 +650,16 @@ def test_a_weight_of_zero_is_a_remark_unless_another_was_declared() -> None:
     curves = healthy() | {"weight/kl": [0.0] * STEPS}
     assert only(ask(KlUnused(), curves)).severity == "info"
     assert only(ask(KlUnused(), curves, knobs={"kl_weight": 0.1})).severity == "warning"
+
+
+@pytest.mark.parametrize(
+    ("arm", "clear"),
+    [("weight:kl*0.1", True), ("only:flow", True), ("without:kl", True), ("only:kl", False), ("lr:all*2", False)],
+)
+def test_a_weight_that_an_experiment_sets_is_not_the_one_declared(arm: str, clear: bool) -> None:
+    curves = healthy() | {"weight/kl": [1.0] * STEPS}
+    told = ask(KlUnused(), curves, knobs={"w_kl": 0.01}, experiment={"arm": arm})
+    assert (not told.findings) is clear
 
 
 # PST309

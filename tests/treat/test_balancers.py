@@ -240,7 +240,8 @@ def test_losses_that_share_no_parameter_are_left_alone() -> None:
     """The velocity of a detached latent: its gradient says nothing of what the others need."""
     apart = RatioController(warmup=0).advise(seen(np.eye(3), [1.0, 100.0, 100.0]), {})
     assert apart.factors == dict.fromkeys(NAMES, 1.0)
-    assert "dino, kl: no parameter in common with flow" in str(apart.stopped)
+    assert "no parameter in common with flow" in str(apart.stopped)
+    assert str(apart.stopped).endswith(": dino, kl")
     one = np.array([[1.0, 0.0, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 1.0]])
     advice = RatioController(warmup=0).advise(seen(one, [1.0, 9.0, 9.0]), {})
     assert set(advice.reasons) == {"dino"}

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lossdoctor.ablate.effects import Effect, effect, outcomes
-from lossdoctor.ablate.engine import Engine, Outcome, Told
+from lossdoctor.ablate.engine import Outcome, Runner, Told
 from lossdoctor.ablate.expectations import Answer, Runs, answers, default_arms
-from lossdoctor.ablate.fixes import Proof, alarms, arm_of, identity, proofs, to_try
+from lossdoctor.ablate.fixes import MOST, Proof, alarms, arm_of, identity, proofs, to_try
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.arms import BASELINE, parse
 from lossdoctor.diagnose import diagnose
@@ -80,7 +80,7 @@ class Ablation:
 
 def ablate(
     plan: Plan,
-    engine: Engine,
+    engine: Runner,
     *,
     arms: Sequence[str] | None,
     seeds: int,
@@ -112,7 +112,7 @@ class _Work:
     """An ablation in its two parts: what comes second depends on what the baselines show."""
 
     plan: Plan
-    engine: Engine
+    engine: Runner
     seeds: int
     tell: Told
     begin: Callable[[str, int], None]
@@ -159,24 +159,26 @@ class Cure:
 
 def try_fixes(
     plan: Plan,
-    engine: Engine,
+    engine: Runner,
     *,
     seeds: int,
     run: Run | None = None,
+    findings: int | None = None,
+    most: int = MOST,
     tell: Told = lambda outcome: None,
     begin: Callable[[str, int], None] = lambda phase, trials: None,
 ) -> Cure:
     """Try the fixes of the findings of a run, or of the baselines themselves when None is given.
 
-    Raises UsageError as `ablate` does.
+    findings: only of so many, the most important ones. most: arms at most. Raises UsageError as `ablate` does.
     """
     work = _Work(plan, engine, seeds, tell, begin)
     first = work.baselines()
     baseline = {seed: diagnose(own) for seed, own in first.runs.items()}
     sources = list(baseline.values()) if run is None else [diagnose(run)]
-    found = list({identity(one): one for source in sources for one in alarms(source)}.values())
+    found = list({identity(one): one for source in sources for one in alarms(source)}.values())[:findings]
     script = _script(first.runs)
-    done = work.beside(first, to_try(found, script))
+    done = work.beside(first, to_try(found, script, most))
     diagnoses = {
         arm: baseline if arm == BASELINE else {seed: diagnose(own) for seed, own in runs.items()}
         for arm, runs in done.runs.items()
@@ -207,6 +209,8 @@ def _proof_json(proof: Proof, lang: str) -> dict[str, Any]:
         "certainty": proof.certainty or "withdrawn",
         "seen": proof.seen,
         "seeds": proof.seeds,
+        "p": proof.p,
+        "seeds_needed": proof.seeds_needed(),
         "tried": [
             {**asdict(one), "helps": one.helps, **_sentence(sentences.get(one.arm), lang)} for one in proof.tried
         ],

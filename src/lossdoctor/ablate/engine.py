@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from lossdoctor.ablate.trial import Plan, Trial
 from lossdoctor.errors import RunError
@@ -35,6 +35,13 @@ class Outcome:
 
 
 Told = Callable[[Outcome], None]
+
+
+class Runner(Protocol):
+    """Whatever runs trials: an engine, or the clinic in its own process."""
+
+    def run(self, plan: Plan, trials: Sequence[Trial], tell: Told) -> list[Outcome]:
+        """As `Engine.run`."""
 
 
 @dataclass(slots=True)

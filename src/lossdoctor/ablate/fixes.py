@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lossdoctor.ablate.effects import Effect
 from lossdoctor.arms import BASELINE, Arm, Change, parse
-from lossdoctor.diagnose import Diagnosis
+from lossdoctor.curves import adjusted
+from lossdoctor.diagnose import FALSE_DISCOVERIES, Diagnosis
 from lossdoctor.errors import UsageError
 from lossdoctor.keys import describe
 from lossdoctor.rules.finding import Certainty, Finding, Fix
@@ -18,7 +21,11 @@ Known = tuple[str, str | None, str | None]
 MOST = 8
 """Arms tried, of the most important findings first."""
 LEAST = 2
-"""Seeds in which a finding must be seen, and be gone, to be confirmed."""
+"""Seeds of which none may show a finding, to withdraw it."""
+EDIT = "fix."
+"""Begins the name of a knob behind which a script has an edit: `if lossdoctor.knob("fix.copy_ema", 0): ...`."""
+_AMOUNTS = ("value", "factor")
+"""Parameters of an edit that are its number."""
 
 _NUMBERS = {"scale_weight": ("weight", "*", "factor"), "warm_up_weight": ("warmup", "=", "steps"),
             "scale_rate": ("lr", "*", "factor"), "set_decay": ("wd", "=", "value"),
@@ -28,7 +35,8 @@ _NUMBERS = {"scale_weight": ("weight", "*", "factor"), "warm_up_weight": ("warmu
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One arm for one finding. removed: of how many seeds that showed it in the baseline. pairs: those seeds.
+    """One arm for one finding. pairs: seeds whose baseline raises it as an alarm. removed: in how many of them it is
+    gone, or only a remark.
 
     alarms: codes of warnings and errors that appear under it in every seed and in no seed of the baseline. better,
     worse: metrics with a direction that clearly move, see `Key.better`.
@@ -43,7 +51,7 @@ class Tried:
 
     @property
     def helps(self) -> bool:
-        """Whether the finding is gone in every seed, and no new alarm is there."""
+        """Whether the finding is gone in every seed, two at least, and no new alarm is there."""
         return self.pairs >= LEAST and self.removed == self.pairs and not self.alarms
 
 
@@ -51,7 +59,9 @@ class Tried:
 class Proof:
     """What the experiments say of one finding. seen: in how many of `seeds` baselines. tried: best first.
 
-    by_hand: fixes that are no arm.
+    by_hand: edits of the program that were not tried. p: how probable it would be at most, by chance alone, that every
+    baseline shows it and all seeds of some arm do not; 1 where that was not what happened; adjusted for the other
+    findings the experiments were about.
     """
 
     finding: Finding
@@ -59,18 +69,35 @@ class Proof:
     seeds: int
     tried: tuple[Tried, ...]
     by_hand: tuple[Fix, ...]
+    p: float = 1.0
 
     @property
     def certainty(self) -> Certainty | None:
-        """confirmed: seen in every baseline, and gone in every seed of the best arm. None, withdrawn: not in one.
+        """confirmed: seen in every baseline, gone in every seed of the best arm, and that is no chance.
 
-        Else it stays what it was.
+        None, withdrawn: not seen in one. Else it stays what it was.
         """
         if self.seeds >= LEAST and not self.seen:
             return None
-        if self.seen == self.seeds and self.tried and self.tried[0].helps:
-            return "confirmed"
-        return self.finding.certainty
+        return "confirmed" if self.p <= FALSE_DISCOVERIES else self.finding.certainty
+
+    def seeds_needed(self) -> int | None:
+        """Of each arm, to confirm what these show; None where it is confirmed, or where they do not agree."""
+        if self.p <= FALSE_DISCOVERIES or not _agrees(self):
+            return None
+        rivals = self.p / chance(self.seeds, len(self.tried))
+        return next(n for n in range(self.seeds + 1, 99) if rivals * chance(n, len(self.tried)) <= FALSE_DISCOVERIES)
+
+
+def chance(seeds: int, arms: int) -> float:
+    """The chance of a wrong confirmation, in [0, 1], of a finding that comes and goes by itself.
+
+    The highest probability, over how often it comes, that it comes in all `seeds` baselines and in none of the `seeds`
+    runs of at least one of `arms` arms, none of which does anything; all runs independent. Pairs that share a seed are
+    rather alike, which only makes it smaller.
+    """
+    often = np.linspace(0, 1, 2001)
+    return float((often**seeds * (1 - (1 - (1 - often) ** seeds) ** arms)).max())
 
 
 def identity(finding: Finding) -> Known:
@@ -79,9 +106,16 @@ def identity(finding: Finding) -> Known:
 
 
 def arm_of(fix: Fix) -> str | None:
-    """The arm that applies a fix; None for an edit of the program, and for what only looks."""
+    """The arm that applies a fix; None for what only looks.
+
+    An edit of the program is the knob that a script which has it in two ways calls by its name, see EDIT. It is set to
+    the edit's number, or to 1.
+    """
     if fix.action == "balance":
         return f"balance:{fix.target}"
+    if fix.action == "edit":
+        amount = next((float(fix.params[name]) for name in _AMOUNTS if name in fix.params), 1.0)
+        return str(Arm((Change("knob", f"{EDIT}{fix.params['what']}", "=", amount),)))
     if fix.action not in _NUMBERS:
         return None
     verb, sign, number = _NUMBERS[fix.action]
@@ -112,12 +146,12 @@ def _possible(text: str, script: Mapping[str, Iterable[str]]) -> bool:
     )
 
 
-def to_try(findings: Sequence[Finding], script: Mapping[str, Iterable[str]]) -> list[str]:
-    """At most MOST arms: the first fix of every finding, then the second ones."""
+def to_try(findings: Sequence[Finding], script: Mapping[str, Iterable[str]], most: int = MOST) -> list[str]:
+    """At most so many arms: the first fix of every finding, then the second ones."""
     each = [arms_for(finding, script) for finding in findings]
     deepest = max(map(len, each), default=0)
     ordered = [arms[depth] for depth in range(deepest) for arms in each if depth < len(arms)]
-    return list(dict.fromkeys(ordered))[:MOST]
+    return list(dict.fromkeys(ordered))[:most]
 
 
 def alarms(diagnosis: Diagnosis) -> list[Finding]:
@@ -139,15 +173,22 @@ def proofs(
     seen = {seed: {identity(one) for one in diagnosis.findings} for seed, diagnosis in baseline.items()}
     told = []
     for finding in findings:
-        shown = [seed for seed, known in seen.items() if identity(finding) in known]
+        times = sum(identity(finding) in known for known in seen.values())
+        shown = [seed for seed, diagnosis in baseline.items() if identity(finding) in map(identity, alarms(diagnosis))]
         tried = [
             _tried(arm, finding, shown, diagnoses, effects.get(arm, {}))
             for arm in arms_for(finding, script)
             if arm in diagnoses
         ]
-        by_hand = tuple(fix for fix in finding.fixes if fix.reach == "change")
-        told.append(Proof(finding, len(shown), len(baseline), tuple(sorted(tried, key=_rank)), by_hand))
-    return told
+        by_hand = tuple(fix for fix in finding.fixes if fix.reach == "change" and arm_of(fix) not in diagnoses)
+        told.append(Proof(finding, times, len(baseline), tuple(sorted(tried, key=_rank)), by_hand))
+    alone = [chance(proof.seeds, len(proof.tried)) if _agrees(proof) else 1.0 for proof in told]
+    return [replace(proof, p=p) for proof, p in zip(told, adjusted(alone).tolist(), strict=True)]
+
+
+def _agrees(proof: Proof) -> bool:
+    best = proof.tried[0] if proof.tried else None
+    return best is not None and best.helps and proof.seen == proof.seeds == best.pairs
 
 
 def _tried(
@@ -159,13 +200,19 @@ def _tried(
 ) -> Tried:
     own, baseline = diagnoses[arm], diagnoses[BASELINE]
     both = [seed for seed in shown if seed in own]
-    gone = [seed for seed in both if identity(finding) not in {identity(one) for one in own[seed].findings}]
+    gone = [seed for seed in both if _gone(finding, baseline[seed], own[seed])]
     before = {one.code for diagnosis in baseline.values() for one in alarms(diagnosis)}
     after = [{one.code for one in alarms(diagnosis)} for diagnosis in own.values()]
     new = set.intersection(*after) - before if after else set()
     moved = {name: _direction(name, effect) for name, effect in effects.items()}
     better, worse = (tuple(name for name, way in moved.items() if way == wanted) for wanted in (1, -1))
     return Tried(arm, len(gone), len(both), tuple(sorted(new)), better, worse)
+
+
+def _gone(finding: Finding, before: Diagnosis, after: Diagnosis) -> bool:
+    """Whether it is no alarm any more, and has not only moved to another loss, head or metric."""
+    known = set(map(identity, alarms(before))) - {identity(finding)}
+    return all(one.code != finding.code or identity(one) in known for one in alarms(after))
 
 
 def _direction(name: str, effect: Effect) -> int:

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from lossdoctor.cli.progress import Phases
     from lossdoctor.clinic.case import Case
     from lossdoctor.clinic.program import Program
+    from lossdoctor.clinic.proof_table import Proofs
     from lossdoctor.clinic.score import Score
     from lossdoctor.clinic.table import Clinic
 
 HOME = Path("runs/clinic")
+SEEDS, PROOF_SEEDS = 5, 3
+"""Trainings of each pair; and of each arm, where fixes are tried."""
 SHOWN = 20
 """Up to so many cases the whole page is shown on the terminal too."""
 INTERRUPTED = 130
@@ -36,11 +39,13 @@ INTERRUPTED = 130
 @click.command("clinic")
 @click.option("--programs", metavar="NAME,..")
 @click.option("--faults", metavar="NAME,..")
-@click.option("--seeds", type=click.IntRange(min=1), default=5)
+@click.option("--seeds", type=click.IntRange(min=1))
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--left-out/--no-left-out", default=True)
 @click.option("--train/--no-train", default=True)
+@click.option("--fixes", is_flag=True)
+@click.option("--steps", type=click.IntRange(min=1))
 @global_options
 @click.pass_context
 def command(
@@ -48,11 +53,13 @@ def command(
     *,
     programs: str | None,
     faults: str | None,
-    seeds: int,
+    seeds: int | None,
     jobs: int | None,
     out: Path,
     left_out: bool,
     train: bool,
+    fixes: bool,
+    steps: int | None,
 ) -> None:
     """Its help text is in the message catalogues."""
     from lossdoctor.cli.progress import Counted
@@ -62,14 +69,29 @@ def command(
 
     talk = settings(ctx)
     chosen = _chosen(PROGRAMS, _names(programs, "--programs"))
-    wanted = cases(chosen, _names(faults, "--faults"), seeds)
+    options = {"--seeds": seeds, "--steps": steps, "--programs": programs, "--faults": faults}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
+    jobs = jobs or os.cpu_count() or 1
+    if fixes:
+        try:
+            with Counted(talk.console(), talk.lang) as phases:
+                place = _Place(out, jobs, phases, talk.lang)
+                proofs, code = _try_fixes(chosen, _names(faults, "--faults"), given, place, train=train)
+        except KeyboardInterrupt:
+            click.echo(text("clinic.stopped", talk.lang))
+            ctx.exit(INTERRUPTED)
+        _tell_proofs(proofs, out, talk.lang)
+        ctx.exit(code)
+    if steps is not None:
+        raise UsageError(mismatch("--steps is for --fixes.", "--steps with --fixes", "--steps alone", "leave it out"))
+    given = {"--seeds": SEEDS, **given}
+    wanted = cases(chosen, _names(faults, "--faults"), given["--seeds"])
     if not train:
         wanted = _there(wanted, out)
-    given = {"--seeds": str(seeds), "--programs": programs, "--faults": faults}
-    asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items() if value is not None)]
+    asked = ["lossdoctor clinic", *(f"{option} {value}" for option, value in given.items())]
     try:
         with Counted(talk.console(), talk.lang) as phases:
-            place = _Place(out, jobs or os.cpu_count() or 1, phases, talk.lang)
+            place = _Place(out, jobs, phases, talk.lang)
             failed = _train(wanted, chosen, place)
             asked += ["--no-left-out"] * (not left_out) + ["--no-train"] * (not train)
             clinic = Clinic([], failed, {}, " ".join(asked), _machine())
@@ -79,6 +101,67 @@ def command(
         ctx.exit(INTERRUPTED)
     _tell(clinic, out, talk.lang)
     ctx.exit(2 if clinic.failed else 0)
+
+
+def _try_fixes(
+    programs: Sequence[Program], faults: Sequence[str] | None, told: dict[str, Any], place: _Place, *, train: bool
+) -> tuple[Proofs, int]:
+    """And the exit code. told: the options that were given. train: else only pairs that were tried before."""
+    from lossdoctor.clinic.proof import STEPS, kept, pairs, prove_all
+    from lossdoctor.clinic.proof_table import Proofs
+    from lossdoctor.clinic.ward import cases
+
+    cases(programs, faults, 1)  # refuses a fault that no program has
+    seeds, steps = told.get("--seeds", PROOF_SEEDS), told.get("--steps", STEPS)
+    every, home = pairs(programs, faults), place.out / "fixes"
+    wanted = dict.fromkeys(every, seeds) if train else kept(every, home)
+    if not wanted:
+        raise UsageError(_nothing_there(place.out))
+    count = place.counter("proving", len(wanted))
+
+    def done(pair: tuple[str, str], reason: str | None) -> None:
+        if reason is not None:
+            place.phases.say(text("clinic.failed", place.lang, case="-".join(pair), reason=reason))
+        count()
+
+    found, failed = prove_all(wanted, programs, home, steps=steps, jobs=place.jobs, on_done=done)
+    asked = ["lossdoctor clinic --fixes", *(f"{option} {value}" for option, value in told.items())]
+    asked += ["--no-train"] * (not train)
+    there = sum(len(program.faults) for program in programs)
+    return Proofs(found, failed, steps, there, " ".join(asked), _machine()), 2 if failed else 0
+
+
+def _nothing_there(out: Path) -> str:
+    return mismatch("--no-train asks about trainings of before.", "some of them in --out", str(out), "train first")
+
+
+def _tell_proofs(proofs: Proofs, out: Path, lang: str) -> None:
+    from lossdoctor.clinic.case import HEALTHY
+    from lossdoctor.clinic.proof_table import as_json, as_markdown, as_they_are, rate
+
+    page = as_markdown(proofs, lang)
+    written(out / "fixes.json", json.dumps(as_json(proofs), indent=1, allow_nan=False) + "\n")
+    written(out / "fixes.md", page)
+    if len(proofs.proven) <= SHOWN:
+        click.echo(page)
+    every, arms = rate(proofs.proven), rate(as_they_are(proofs.proven))
+    healthy = [one for one in proofs.proven if one.fault == HEALTHY]
+    click.echo(
+        text(
+            "proof.end",
+            lang,
+            cases=every.cases,
+            removed=every.removed,
+            share=_percent(every.share),
+            arms_cases=arms.cases,
+            arms_removed=arms.removed,
+            arms_share=_percent(arms.share),
+            confirmed=every.confirmed,
+            healthy=len(healthy),
+            healthy_confirmed=sum(one.certainty == "confirmed" for one in healthy),
+        )
+    )
+    click.echo(text("proof.tables", lang, out=out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +223,7 @@ def _there(wanted: Sequence[Case], out: Path) -> list[Case]:
 
     found = [case for case in wanted if trained(case, out)]
     if not found:
-        raise UsageError(
-            mismatch("--no-train asks about trainings of before.", "some of them in --out", str(out), "train first")
-        )
+        raise UsageError(_nothing_there(out))
     return found
 
 
@@ -193,7 +274,11 @@ def _tell(clinic: Clinic, out: Path, lang: str) -> None:
 
 def _shares(score: Score) -> dict[str, str]:
     shares = {"found": score.found, "first": score.first, "top3": score.top3, "flagged": score.flagged}
-    return {name: "-" if share is None else f"{100 * share:.1f} %" for name, share in shares.items()}
+    return {name: _percent(share) for name, share in shares.items()}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _machine() -> str:

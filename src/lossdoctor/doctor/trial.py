@@ -45,10 +45,12 @@ class Trial:
         return {f"weight/{change.target}": WarmUp(math.ceil(change.value)) for change in warm_ups}
 
     def stepped(self) -> bool:
-        """Count a step; whether it was the last. Raises UsageError after the first for what the script lacks."""
+        """Count a step; whether it was the last. Raises UsageError after the first two for what the script lacks."""
         self.done += 1
         if self.done == 1:
             self.experiment.check_asked()
+        if self.done == min(2, self.experiment.steps or 2):
+            self.experiment.check_knobs()
         return self.experiment.steps is not None and self.done >= self.experiment.steps
 
 

@@ -85,13 +85,17 @@ class Experiment:
         self.losses.update(losses)
         return {name: self.arm.weight(name, float(weight), step) for name, weight in weights.items()}
 
+    def check_knobs(self) -> None:
+        """After the second step, as some are set after a step: raises UsageError for one never handed in."""
+        for change in self.arm.of("knob"):
+            if change.target not in self.knobs:
+                raise UsageError(_not_there(str(change), "knobs", self.knobs))
+
     def check_asked(self) -> None:
-        """After the first step: raises UsageError for a loss, a knob or a condition that the script never handed in."""
+        """After the first step: raises UsageError for a loss or a condition that the script never handed in."""
         for change in self.arm.changes:
             if change.verb in ("only", "without", "weight", "warmup") and change.target not in self.losses:
                 raise UsageError(_not_there(str(change), "losses", self.losses))
-            if change.verb == "knob" and change.target not in self.knobs:
-                raise UsageError(_not_there(str(change), "knobs", self.knobs))
         if self.checkpoint is not None and not self.resumed:
             raise UsageError(
                 mismatch(

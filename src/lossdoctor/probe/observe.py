@@ -33,9 +33,17 @@ _listeners: list[Any] = []
 """The doctors that are active, the last one on top. Doctors live above the probe, so their type is not named here."""
 
 
-def activate(listener: object) -> None:
-    """Make `listener` the one the module-level functions reach."""
+_early: dict[str, object] = {}
+"""Settings handed in while no doctor was active: a script takes them before it makes its doctor."""
+
+
+def activate(listener: Any) -> None:
+    """Make `listener` the one the module-level functions reach; it is told the settings handed in before."""
     _listeners.append(listener)
+    told = dict(_early)
+    _early.clear()
+    for name, value in told.items():
+        listener.knob(name, value)
 
 
 def deactivate(listener: object) -> None:
@@ -52,6 +60,8 @@ def active() -> Any:
 def _hand_in(kind: str, *args: Any, **kwargs: Any) -> None:
     if _listeners:
         getattr(_listeners[-1], kind)(*args, **kwargs)
+    elif kind == "knob":
+        _early.update([args])
 
 
 _hand_in_uncompiled = _disable_dynamo(_hand_in)
@@ -98,12 +108,14 @@ def _other_value(name: str, value: T) -> T:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """What is handed in inside reaches nobody: a forward that is not the training's."""
-    heard = list(_listeners)
+    heard, early = list(_listeners), dict(_early)
     _listeners.clear()
     try:
         yield
     finally:
         _listeners[:] = heard
+        _early.clear()
+        _early.update(early)
 
 
 def flow(

@@ -23,6 +23,7 @@ from lossdoctor.losses import flow_matching_loss, gaussian_kl
 from lossdoctor.reference.config import ReferenceConfig, VelocityConfig
 from lossdoctor.reference.data import Batch, Digits, Loader
 from lossdoctor.reference.distill import MomentumTeacher
+from lossdoctor.reference.edits import clipped_at, decay_at, edited, mixed, scaled_by
 from lossdoctor.reference.ema import Ema
 from lossdoctor.reference.sample import Sampler
 from lossdoctor.reference.system import Generator, System
@@ -210,7 +211,7 @@ class _NarrowTimes(Trainer):
     def _loader(self, digits: Digits, purpose: str, *, moved: bool = True) -> Loader:
         loader = super()._loader(digits, purpose, moved=moved)
         if purpose == "training":
-            loader.times = LogitNormal(0.0, 0.3)
+            loader.times = mixed(LogitNormal(0.0, 0.3))
         return loader
 
 
@@ -221,12 +222,12 @@ class _NoTime(Velocity):
 
 class _UnscaledLatent(System):
     def encode(self, batch: Batch) -> Tensor:
-        return super().encode(batch) / _SCALE
+        return super().encode(batch) * scaled_by(1 / _SCALE)
 
 
 class _TwiceScaledLatent(System):
     def encode(self, batch: Batch) -> Tensor:
-        return super().encode(batch) * _SCALE
+        return super().encode(batch) * scaled_by(_SCALE)
 
 
 # Sampling calls another field than the one that is trained
@@ -323,7 +324,7 @@ class _StuckEma(Ema[Generator]):
 
 class _SlowEma(Ema[Generator]):
     def _decay(self) -> float:
-        return 0.99999
+        return decay_at(self.updates, 0.99999)
 
 
 class _HalfPrecisionEma(Ema[Generator]):
@@ -363,13 +364,15 @@ _SWITCHES = {
     "weak-velocity": _Switch({"weights.flow": _times(1e-4)}),
     "strong-kl": _Switch({"weights.kl": _times(1000)}),
     "strong-distillation": _Switch({"weights.dino": _times(1000)}),
-    "tight-clip": _Switch({"train.clip": _times(0.01)}),
+    "tight-clip": _Switch({"train.clip": lambda clip: clipped_at(0.01 * clip)}),
     "sharp-teacher": _Switch({"distill.teacher_temp": _to(1e-3), "distill.warmup_teacher_temp": _to(1e-3)}),
     "saturated-student": _Switch({"distill.student_temp": _times(1 / 50)}),
     "uniform-teacher": _Switch({"distill.teacher_temp": _times(100), "distill.warmup_teacher_temp": _times(100)}),
     "collapsed-teacher": _Switch(
         {
-            "distill.center_momentum": _to(1.0),  # the centre stays at 0
+            "distill.center_momentum": lambda right: (
+                right if edited("center_teacher") else 1.0
+            ),  # the centre stays at 0
             "distill.teacher_temp": _times(1 / 7),
             "distill.warmup_teacher_temp": _times(1 / 7),
         }

@@ -58,6 +58,8 @@ class Answers:
             yield head
             yield Padding(Text(visible(proof["message"])), (0, 0, 0, 2))
             seen = text("ablate.seen", lang, seen=proof["seen"], seeds=proof["seeds"])
+            if proof["seeds_needed"]:
+                seen += "; " + text("ablate.more_for_proof", lang, n=proof["seeds_needed"])
             yield Padding(Text(seen, style="dim"), (0, 0, 0, 2))
             yield Padding(self._tried(proof), (0, 0, 0, 2))
             yield ""

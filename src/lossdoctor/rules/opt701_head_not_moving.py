@@ -26,7 +26,7 @@ class HeadNotMoving(Rule):
     Evidence: `step/<head>_update_ratio` under `ratio` in most steps after the warm-up, while the head gets a gradient.
     Steps at which a schedule has taken the rate under `decayed` of its largest value do not count. A head of which no
     parameter requires a gradient is told from the audit.
-    Fix: a rate 2 to 5 times as high for the head, or as high as that of the other heads.
+    Fix: a rate 2 to 5 times as high for the head, or as high as that of the other heads, or as the numbers say.
     Ignore when: the head is frozen on purpose, or is finetuned at so small a rate on purpose.
     Confirm: lr:<head>*5
     """
@@ -85,7 +85,10 @@ class HeadNotMoving(Rule):
         seen = [Evidence(f"step/{head}_update_ratio", middle(curve), self.ratio, **span(curve))]
         told = {"head": head, "value": middle(curve), **span(curve)}
         factors = [2.0, 5.0]
-        if 0 < own < usual / factors[-1]:
+        if 0 < factors[-1] * middle(curve) < self.ratio:
+            # The ratio grows with the rate: this brings it well above what is too small.
+            factors = [factor_to(10 * self.ratio, middle(curve))]
+        if 0 < own < usual / 5:
             factors = [factor_to(usual, own)]
             seen.append(Evidence(f"lr/{head}", own, usual, **span(curve)))
             message = say("rule.OPT701.rate", **told, rate=own, usual=usual)

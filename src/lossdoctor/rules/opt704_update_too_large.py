@@ -9,6 +9,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate
 from lossdoctor.rules.rule import Rule, given
+from lossdoctor.rules.strengths import factor_to
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 RMS = "step/<head>_rms_update"
@@ -39,7 +40,7 @@ class UpdateTooLarge(Rule):
     a hundredth of its curve lies above `explosion` times what it begins and ends with, or above `diverged` times its
     first value; it breaks when it is NaN or infinite. A warning when one does, or ends no lower than it began; else a
     remark.
-    Fix: a rate 3 to 10 times lower, a warm-up, a gradient clip.
+    Fix: a rate 3 to 10 times lower, or as far as the numbers say; a warm-up, a gradient clip.
     Ignore when: the head begins at zero: then its first updates are large against nothing, and get small. Without a
     loss that suffers that is no finding.
     Confirm: lr:all*0.1
@@ -92,15 +93,21 @@ class UpdateTooLarge(Rule):
             bar = harm.first * (self.explosion if harm.how == "explodes" else 1.0)
             seen.append(Evidence(f"loss/{harm.loss}", harm.worst, bar, **span(run[f"loss/{harm.loss}"].finite)))
         twice = bool((run.facts.get("optimizers") or {}).get("twice_count"))
+        factors = [0.1, 0.3]
+        if middle(curve) > 10 * self.rms / 3:
+            # An update is as large as its rate: this brings it to a third of what is too large. Weights that have grown
+            # under such steps make them look smaller than they were, so a tenth of that may be needed.
+            far = factor_to(self.rms / 3, middle(curve))
+            factors = [far, far / 10]
         codes = ("twice-in-optimizer", "rate-too-large") if twice else ("rate-too-large", "unstable-training")
         return self.finding(
             message,
             evidence=seen,
             causes=tuple(map(Cause, codes)),
-            fixes=(scale_rate("all", 0.1), scale_rate("all", 0.3), edit("warm_up_rate"), edit("clip_gradients")),
+            fixes=(*(scale_rate("all", factor) for factor in factors), edit("warm_up_rate"), edit("clip_gradients")),
             subject=head,
             severity="info" if harm is None else "warning",
-            confirm="lr:all*0.1",
+            confirm=f"lr:all*{factors[0]:g}",
             p=p,
         )
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lossdoctor.arms import BASELINE, parse
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Severity, outcome, say
-from lossdoctor.rules.fixes import edit
+from lossdoctor.rules.fixes import edit, scale_weight
 from lossdoctor.rules.posterior import approaching, distance
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.view import RunView, middle, span
@@ -30,7 +31,7 @@ class KlUnused(Rule):
     Fix: give it to `backward` as a loss of its own, with its weight.
     Ignore when: the KL is inside another loss, such as an ELBO. With such a name, or a single loss, it is only
     mentioned; so is a weight of 0, which an ablation may want.
-    Confirm: weight:<kl>*4
+    Confirm: weight:<kl>*<declared>; without:<kl> where none was declared
     """
 
     code, name = "PST308", "kl-unused"
@@ -59,6 +60,8 @@ class KlUnused(Rule):
         )
 
     def _weight(self, run: RunView, loss: str) -> Finding | None:
+        if _weighted_by_arm(run, loss):
+            return None
         weight = run[f"weight/{loss}"].finite
         declared = _declared(run, loss)
         if len(weight) and not weight.values.any():
@@ -73,15 +76,16 @@ class KlUnused(Rule):
 
     def _finding(self, sentence: str, told: Evidence | None, severity: Severity, **params: str | float) -> Finding:
         loss = str(params["loss"]) if "loss" in params else None
+        declared = float(params["declared"]) if "declared" in params else None
         return self.finding(
             say(sentence, **params),
             evidence=() if told is None else (told,),
             causes=(Cause("weight-not-applied"),),
-            fixes=(edit("train_kl"),),
+            fixes=(edit("train_kl"), *((scale_weight(loss, declared),) if loss and declared else ())),
             loss=loss,
             severity=severity,
             certainty="likely",
-            confirm=f"weight:{loss or 'kl'}*4",
+            confirm=f"weight:{loss}*{declared:g}" if declared else f"without:{loss or 'kl'}",
         )
 
 
@@ -93,6 +97,15 @@ def _bare(run: RunView, loss: str, declared: float) -> bool:
     dimensions = (run.meta.get("shapes") or {}).get("posterior_dimensions")
     inside = middle(run.ratio(f"loss/{loss}", "kl/given_per_dim")) / dimensions if dimensions else math.nan
     return inside > 0 and declared > 0 and abs(math.log(inside)) < 0.5 * abs(math.log(declared))
+
+
+def _weighted_by_arm(run: RunView, loss: str) -> bool:
+    """Whether the experiment this run is part of sets the weight of the loss, whatever the script declares."""
+    text = (run.meta.get("experiment") or {}).get("arm", BASELINE)
+    return any(
+        (change.target == loss) is not (change.verb == "only")
+        for change in parse(text).of("only", "without", "weight", "warmup")
+    )
 
 
 def _declared(run: RunView, loss: str) -> float | None:

@@ -28,7 +28,7 @@ class StarvedTimeBins(Rule):
     or more are a warning; one, or a tenth under `few`, is only mentioned: the usual logit-normal times give 0.014 to
     each end, and shifted ones still less. Where the script names its sampler to `ld.flow` and that asks for `other`
     times as many, these are not its times, which is a warning in any case.
-    Fix: mix in some uniform times, for example one sample in ten; check the range of t.
+    Fix: mix in some uniform times, for example one sample in four; check the range of t.
     Ignore when: sampling does not go there either: a network for one part of the path, or times that inference shifts
     in the same way. Times from a short list, as in training for a few steps, are not judged.
     Confirm: train with uniform times and compare the end points

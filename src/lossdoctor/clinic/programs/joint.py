@@ -19,6 +19,7 @@ from lossdoctor.clinic.program import Program
 from lossdoctor.clinic.programs.switch import Broken, switched
 from lossdoctor.flow import LogitNormal, Uniform, energy_distance
 from lossdoctor.losses import gaussian_kl
+from lossdoctor.reference.edits import clipped_at, decay_at, mixed
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """velocity(x, t, label): x (B, C, L), t (B, 1, 1), label (B,) to (B, C, L)."""
@@ -66,7 +67,7 @@ class Training:
     """Model, average, optimizer, and one step after the other."""
 
     def __init__(self, broken: Broken) -> None:
-        self.broken = broken
+        self.broken, self.done = broken, 0
         self.model = Model(broken)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         if broken("half-precision-ema"):
@@ -96,11 +97,12 @@ class Training:
             doctor.backward({name: loss / MICRO_BATCHES for name, loss in self.losses().items()}, weights)
             if broken("ema-per-micro-batch"):
                 follow(self.ema, self.model, 0.98)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 0.02 if broken("tight-clip") else 20.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), clipped_at(0.02 if broken("tight-clip") else 20.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not (broken("stuck-ema") or broken("ema-per-micro-batch")):
-            follow(self.ema, self.model, 0.99999 if broken("slow-ema") else 0.98)
+            follow(self.ema, self.model, decay_at(self.done, 0.99999 if broken("slow-ema") else 0.98))
+        self.done += 1
 
     def losses(self) -> dict[str, Tensor]:
         """The three losses of a fresh micro-batch, handed to the doctor on the way."""
@@ -121,7 +123,7 @@ class Training:
         noise = torch.randn_like(data)
         if broken("shuffled-condition"):
             label = label[torch.randperm(len(label))]
-        t = (LogitNormal(0.0, 0.2) if broken("starved-edges") else Uniform()).sample(len(data))[:, None, None]
+        t = mixed(LogitNormal(0.0, 0.2) if broken("starved-edges") else Uniform()).sample(len(data))[:, None, None]
         x_t, v_target = (1 - t) * data + t * noise, noise - data
         if broken("target-sign"):
             v_target = data - noise

@@ -21,6 +21,7 @@ from lossdoctor.clinic.program import Program
 from lossdoctor.clinic.programs.switch import Broken, switched
 from lossdoctor.flow import LogitNormal, Uniform
 from lossdoctor.losses import DINOLoss, distillation_cross_entropy
+from lossdoctor.reference.edits import clipped_at, decay_at, edited, mixed, scaled_by
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """velocity(x, t, label): x (B, D), t (B,), label (B,) to (B, D)."""
@@ -70,7 +71,7 @@ class Training:
     """Network, copies, optimizer, and one step after the other."""
 
     def __init__(self, broken: Broken) -> None:
-        self.broken = broken
+        self.broken, self.done = broken, 0
         self.data = Data()
         self.model = Network(broken)
         if broken("half-precision-overflow"):
@@ -109,14 +110,15 @@ class Training:
         weights = {"cfm": ld.knob("w_cfm", w_cfm), "align": ld.knob("w_align", w_align)}
         losses, taught = self.losses()
         doctor.backward(losses, weights)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 0.005 if broken("tight-clip") else 5.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), clipped_at(0.005 if broken("tight-clip") else 5.0))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.dino.update(taught)
         if not broken("frozen-teacher"):
             follow(self.teacher, self.model, 0.97)
         if not broken("stuck-ema"):
-            follow(self.ema, self.model, 0.99999 if broken("slow-ema") else 0.98)
+            follow(self.ema, self.model, decay_at(self.done, 0.99999 if broken("slow-ema") else 0.98))
+        self.done += 1
 
     def losses(self) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of a fresh batch, and what the teacher said; both handed to the doctor on the way."""
@@ -128,7 +130,7 @@ class Training:
         null_rate = ld.knob("null_rate", 0.1)
         label = label.where(torch.rand(BATCH) >= (0.7 if broken("null-rate") else null_rate), NULL)
 
-        t = (LogitNormal(0.0, 0.3) if broken("starved-edges") else Uniform()).sample(BATCH)
+        t = mixed(LogitNormal(0.0, 0.3) if broken("starved-edges") else Uniform()).sample(BATCH)
         x_t, v_target = torch.lerp(z0, z1, t[:, None]), z1 - z0
         if broken("target-sign"):
             v_target = z0 - z1
@@ -194,7 +196,8 @@ class Data:
 
 def scaled(broken: Broken) -> float:
     """What the latents are multiplied with."""
-    return 1.0 if broken("unscaled-latent") else SCALE**2 if broken("doubly-scaled-latent") else SCALE
+    scale = 1.0 if broken("unscaled-latent") else SCALE**2 if broken("doubly-scaled-latent") else SCALE
+    return scaled_by(scale)
 
 
 class Network(nn.Module):
@@ -269,7 +272,7 @@ def build_distillation(broken: Broken) -> DINOLoss:
         PROTOTYPES,
         student_temp=ld.knob("student_temp", 0.1 / 50 if broken("saturated-student") else 0.1),
         teacher_temp=ld.knob("teacher_temp", teacher_temp),
-        center_momentum=1.0 if broken("collapsed-teacher") else 0.9,
+        center_momentum=1.0 if broken("collapsed-teacher") and not edited("center_teacher") else 0.9,
         skip_same_view=False,
     )
 

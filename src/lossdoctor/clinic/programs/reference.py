@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossdoctor.clinic.program import Program
+from lossdoctor.clinic.programs.switch import left
 from lossdoctor.config import override
 from lossdoctor.doctor import Doctor
 from lossdoctor.flow import energy_distance
@@ -35,7 +36,6 @@ SETTINGS: Final[dict[str, Any]] = {
     "velocity.blocks": 2,
     "distill.momentum": 0.95,
     "distill.lr_scale": 3.0,
-    "train.steps": STEPS,
     "train.batch": 64,
     "train.lr": 1.5e-3,
     "train.warmup": 40,
@@ -59,8 +59,9 @@ class Reference(Program):
 
     def train(self, fault: str | None, seed: int, run: Path | None = None) -> Run:
         """See `Program.train`. The autoencoder is trained once per seed and process. UsageError for another fault."""
-        config = replace(override(ReferenceConfig(), SETTINGS), seed=seed)
-        trainer = Trainer(config) if fault is None else sick(config, fault)
+        config = replace(override(ReferenceConfig(), {**SETTINGS, "train.steps": self.steps}), seed=seed)
+        sick_with = left(fault)
+        trainer = Trainer(config) if sick_with is None else sick(config, sick_with)
         trainer.adopt(_autoencoder(config))
         every = max(1, config.train.steps // MEASURED)
         with Doctor(**trainer.patient(), run=run, every=every, live=False, meta={"seed": seed}) as doctor:
@@ -80,7 +81,7 @@ class Reference(Program):
         return max(0.0, pictures - 1) + (1 - latent) + prior
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _autoencoder(config: ReferenceConfig) -> dict[str, Any]:
     trainer = Trainer(config)
     trainer.prepare()

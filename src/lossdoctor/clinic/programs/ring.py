@@ -19,6 +19,7 @@ import lossdoctor as ld
 from lossdoctor.clinic.program import Program
 from lossdoctor.clinic.programs.switch import Broken, switched
 from lossdoctor.flow import LogitNormal, Uniform
+from lossdoctor.reference.edits import clipped_at, decay_at, mixed
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """velocity(x, t, label): x (B, 2), t (B, 1), label (B,) to (B, 2)."""
@@ -64,14 +65,14 @@ class Ring(Program):
             live=False,
             meta={"seed": seed},
         ) as doctor:
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 weights = {"flow": 1e-4 if broken("weak-velocity") else 1.0, "end": 10.0}
                 doctor.backward(losses(model, broken), weights)
-                nn.utils.clip_grad_norm_(model.parameters(), 0.01 if broken("tight-clip") else 5.0)
+                nn.utils.clip_grad_norm_(model.parameters(), clipped_at(0.01 if broken("tight-clip") else 5.0))
                 optimizer.step()
                 optimizer.zero_grad()
                 if not broken("stuck-ema"):
-                    follow(ema, model, decay=0.99999 if broken("slow-ema") else 0.98)
+                    follow(ema, model, decay_at(step, 0.99999 if broken("slow-ema") else 0.98))
             torch.manual_seed(0)  # the same samples, whatever the seed of the training
             label = torch.randint(CLASSES, (self.samples,))
             noise, points = torch.randn(self.samples, 2), ring(label)
@@ -119,7 +120,7 @@ def losses(model: Network, broken: Broken) -> dict[str, Tensor]:
     null_rate = ld.knob("null_rate", 0.1)
     label = label.where(torch.rand(BATCH) >= (0.7 if broken("null-rate") else null_rate), NULL)
 
-    t = (LogitNormal(0.0, 0.3) if broken("starved-edges") else Uniform()).sample(BATCH)[:, None]
+    t = mixed(LogitNormal(0.0, 0.3) if broken("starved-edges") else Uniform()).sample(BATCH)[:, None]
     cos, sin = torch.cos(QUARTER * t), torch.sin(QUARTER * t)
     x_t, v_target = cos * z0 + sin * z1, QUARTER * (cos * z1 - sin * z0)
     if broken("target-sign"):
