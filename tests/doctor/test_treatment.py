@@ -100,7 +100,7 @@ def test_receipts_are_told_in_words_to_sinks(model: Model, tmp_path: Path) -> No
     train(model, 60, {"flow": 1.0, "dino": 30.0, "kl": 0.2}, balance="ratio", sinks=sinks)
     told = [one for one in said if "ratio" in one]
     assert told[0].startswith("ratio moves dino 1 -> 0.0625 (24.5 of flow, wanted 0.2 to 0.5), kl 1 -> ")
-    assert told[1] == "the change of step 5 by ratio is kept"
+    assert told[1] == "the change of step 1 by ratio is kept"
     (file,) = (tmp_path / "tb").iterdir()
     assert told[0].encode() in file.read_bytes()
 
