@@ -272,7 +272,7 @@ def test_from_a_run_to_its_proof(tmp_path: Path, command: tuple[str, ...], scrip
     assert CliRunner().invoke(main, ["report", str(tmp_path / "run")]).exit_code == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "removes it in all 3 seeds" in page
-    assert text("ablate.helps", "zh-CN", pairs=2) in page
+    assert text("ablate.helps", "zh-CN", pairs=3) in page
     sentence = proof["say"]
     assert text(sentence["key"], "zh-CN", **sentence["params"]) in page, "what was found, in the other language too"
 
