@@ -1,16 +1,16 @@
 """When to ask the rules about a growing run again, and which of their findings are news.
 
-The first steps of a run look like many things: a finding counts once two diagnoses running had it. At the end of a run,
-when nothing more will come, once is enough.
+The first steps of a run look like many things: a finding counts once two diagnoses running had it. Once is enough at the
+end of a run, when nothing more will come, and in the first diagnosis of one that has left its first steps behind.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.report.thin import ThinRun
 from lossdoctor.rules import Finding
 from lossdoctor.rules.view import LEAST
 from lossdoctor.store import Run
@@ -20,6 +20,9 @@ SHARE = 0.01
 
 GROWTH = 1.2
 """A run is judged anew when it has this many times the measured steps it had."""
+
+SETTLED = 3 * LEAST
+"""Measured steps after which the first diagnosis of a run that goes on is believed at once."""
 
 Key = tuple[str, str | None, str | None]
 
@@ -51,19 +54,20 @@ class Judge:
     def ask(self, run: Run, measured: int, *, sure: bool = False) -> list[Finding]:
         """Judge, and return what is new. sure: tell also what was found only this once."""
         started = self._clock()
-        self.diagnosis = diagnose(ThinRun(run), name=self._name)
+        self.diagnosis = diagnose(run, name=self._name)
         took = self._clock() - started
         self._spent += took
         self._rest_until = self._began + (self._spent + took) / self._share  # the next one takes about as long
-        self._judged_at, self._sure = measured, sure
         now = {key(finding): finding for finding in self.diagnosis.findings}
-        fresh = [one for each, one in now.items() if (sure or each in self._suspects) and each not in self.known]
+        believed = sure or (self._judged_at < 0 and measured >= SETTLED)
+        fresh = [one for each, one in now.items() if (believed or each in self._suspects) and each not in self.known]
         self._suspects = set(now)
         self.known = {each for each in self.known if each in now} | {key(one) for one in fresh}
+        self._judged_at, self._sure = measured, sure
         return fresh
 
     def standing(self) -> tuple[tuple[Finding, ...], ...]:
         """The groups of the last diagnosis that count."""
         groups = () if self.diagnosis is None else self.diagnosis.groups
         kept = (tuple(one for one in group if key(one) in self.known) for group in groups)
-        return tuple(group for group in kept if group)
+        return tuple((replace(group[0], explained_by=None), *group[1:]) for group in kept if group)

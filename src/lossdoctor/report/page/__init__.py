@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 from lossdoctor import __version__
 from lossdoctor.diagnose import Diagnosis
-from lossdoctor.messages import languages, text
 from lossdoctor.report.digest import digest as sum_up
 from lossdoctor.report.page.encoding import packed
 from lossdoctor.report.page.findings import findings, others
 from lossdoctor.report.page.markup import each_language, element, escaped, say
 from lossdoctor.report.page.overview import every_metric, facts, overview
+from lossdoctor.report.page.shell import asset, buttons, charts, in_script, style, words
 from lossdoctor.report.verdict.wording import extent, headline
 from lossdoctor.report.wording import trouble
 from lossdoctor.rules import RunView
@@ -38,11 +36,8 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
     view = RunView(run)
     name = title or (run.path.name if run.path else diagnosis.run) or "run"
     places, curves = packed(((metric, run[metric]) for metric in run), len(run))
-    script = _file("uplot/uPlot.iife.min.js") + "\n" + _file("page.js")
-    data = {
-        "places": places,
-        "words": {each: {key: text(f"page.{key}", each) for key in ("reset", "step", "empty")} for each in languages()},
-    }
+    script = charts() + "\n" + asset("page.js")
+    data = {"places": places, "words": words([("empty", "page.empty")])}
     digest = sum_up(run)
     body = [
         element("a", say("page.skip"), href="#findings", class_="skip"),
@@ -51,13 +46,13 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
         element(
             "section", element("h2", say("page.findings")) + findings(run, diagnosis) + others(diagnosis), id="findings"
         ),
-        *_troubles(digest.troubles),
+        *troubles(digest.troubles),
         element("section", element("h2", say("page.overview")) + overview(view, digest), id="overview"),
         *_pictures(run),
         element("section", element("h2", say("page.every_metric")) + every_metric(view), id="every"),
         element("section", element("h2", say("page.facts")) + facts(digest, [("lossdoctor", __version__)]), id="facts"),
         "</main>",
-        f'<script type="application/json" id="data">{_in_script(json.dumps(data))}</script>',
+        f'<script type="application/json" id="data">{in_script(data)}</script>',
         f'<script type="text/plain" id="curves">{curves}</script>',
         f"<script>{script}</script>",
     ]
@@ -66,7 +61,7 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escaped(name)} - lossdoctor</title>",
-        f"<style>{_file('uplot/uPlot.min.css')}\n{_file('page.css')}</style>",
+        f"<style>{style()}</style>",
     ]
     return (
         f'<!doctype html>\n<html lang="{lang}" data-lang="{lang}">\n<head>\n'
@@ -78,11 +73,6 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
 
 
 def _header(name: str, diagnosis: Diagnosis, lang: str) -> str:
-    chosen = "".join(
-        element("button", label, type="button", data_set_lang=each, aria_pressed="true" if each == lang else "false")
-        for each, label in zip(languages(), ("English", "中文"), strict=True)
-    )
-    themes = element("button", say("page.theme"), type="button", id="theme")
     links = "".join(
         element("a", say(f"page.{key}"), href=f"#{place}")
         for key, place in (("findings", "findings"), ("overview", "overview"), ("every_metric", "every"))
@@ -91,11 +81,12 @@ def _header(name: str, diagnosis: Diagnosis, lang: str) -> str:
     told = element("h1", escaped(name))
     told += element("p", each_language(lambda each: headline(diagnosis, each)), class_=f"verdict {worst}")
     told += element("p", each_language(lambda each: extent(diagnosis, each)), class_="quiet")
-    tools = element("div", element("nav", links) + element("div", chosen + themes, class_="buttons"), class_="tools")
+    tools = element("div", element("nav", links) + buttons(lang), class_="tools")
     return element("header", element("div", told) + tools)
 
 
-def _troubles(events: object) -> Iterator[str]:
+def troubles(events: object) -> Iterator[str]:
+    """The section on what went wrong in the doctor itself; nothing when nothing did."""
     told = [each_language(lambda lang, event=event: trouble(event, lang)) for event in events]  # type: ignore[attr-defined, misc]
     if told:
         lines = "".join(element("li", one) for one in told)
@@ -121,12 +112,3 @@ def _pictures(run: Run) -> Iterator[str]:
 def _policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
-
-
-def _in_script(told: str) -> str:
-    """JSON that cannot end the element it stands in."""
-    return told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _file(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
