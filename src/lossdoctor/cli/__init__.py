@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "preflight",
     "report",
+    "serve",
     "watch",
 )
 """Every command: the module of the same name here holds it as `command`; behind a word of Python stands a "_"."""

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ Stamp = tuple[int, ...]
 class Growing:
     """A run under the folder that is served. `look` is for one thread, `judge` and `curves` may run beside it.
 
+    sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`.
     pulse: its state; judge: asks the rules; changed: the monotonic time of the last look that found news.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, sound: Callable[[Path], bool] = Path.is_dir) -> None:
         self.name, self.path = name, path
+        self._sound = sound
         self.judge = Judge(name, share=math.inf)
         self.pulse = Pulse("absent")
         self.measured = self.last_step = 0
@@ -64,6 +67,9 @@ class Growing:
         try:
             another = self._following is None or not self._following.there
             if another:
+                if not self._sound(self.path):
+                    self._gone("deleted")
+                    return False, {}
                 self.close()
                 news = self._begin()
             else:
@@ -79,9 +85,15 @@ class Growing:
         self._beat()
         return another, news
 
+    def read(self) -> Run:
+        """The run, opened for this reading. Raises RunError."""
+        if not self._sound(self.path):
+            raise RunError(f"{self.path} is no folder of plain files (any more)")
+        return Run.open(self.path)
+
     def curves(self) -> dict[str, Any]:
         """All curves, few enough points each to draw at once, as `encoding.packed` has them."""
-        run = Run.open(self.path)
+        run = self.read()
         places, told = packed(((name, run[name]) for name in run), len(run))
         return {"places": places, "curves": told}
 
@@ -105,7 +117,8 @@ class Growing:
         losses = {name: _short(value) for name, value in sorted(self.losses.items())[:4]}
         judged = self.judge.diagnosis is not None and self.judge.diagnosis.judged
         findings = dict(counts) if judged else None
-        return self.state() | {"losses": losses, "findings": findings, "codes": [group[0].code for group in groups]}
+        state = {key: value for key, value in self.state().items() if key != "html"}
+        return state | {"losses": losses, "findings": findings, "codes": [group[0].code for group in groups]}
 
     def _begin(self) -> dict[str, Series]:
         """Open, and take everything there is as seen."""
@@ -173,5 +186,3 @@ def _short(value: float) -> float | None:
 
 def _last(series: Series) -> Series:
     return Series(series.steps[-RECENT:], series.values[-RECENT:])
-
-

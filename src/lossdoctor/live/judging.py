@@ -1,7 +1,7 @@
 """When to ask the rules about a growing run again, and which of their findings are news.
 
-The first steps of a run look like many things: a finding counts once two diagnoses running had it. Once is enough at the
-end of a run, when nothing more will come, and in the first diagnosis of one that has left its first steps behind.
+The first steps of a run look like many things: a finding counts once two diagnoses running had it. Once is enough at
+the end of a run, when nothing more will come, and in the first diagnosis of one that has left its first steps behind.
 """
 
 from __future__ import annotations

@@ -34,10 +34,13 @@ def buttons(lang: str) -> str:
     return element("div", chosen + element("button", say("page.theme"), type="button", id="theme"), class_="buttons")
 
 
-def words(keys: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """What a script has to say, by language. keys: its name in the script, and the message."""
+def words(keys: Iterable[tuple[str, ...]]) -> dict[str, dict[str, str]]:
+    """What a script has to say, by language. keys: its name in the script, the message, and holes the script fills."""
     told = list(keys)
-    return {lang: {name: text(key, lang) for name, key in told} for lang in languages()}
+    return {
+        lang: {name: text(key, lang, **{hole: f"{{{hole}}}" for hole in holes}) for name, key, *holes in told}
+        for lang in languages()
+    }
 
 
 def in_script(told: object) -> str:
