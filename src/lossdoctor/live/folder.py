@@ -48,6 +48,8 @@ class Runs:
         """Whether a run found earlier is still a folder of plain files, reached without a link."""
         try:
             parts = folder.relative_to(self.root).parts
+            if ".." in parts:
+                return False
             steps = [self.root.joinpath(*parts[: place + 1]) for place in range(len(parts))]
             return all(stat.S_ISDIR(os.lstat(step).st_mode) for step in steps) and _whole(folder)
         except (OSError, ValueError):

@@ -371,7 +371,9 @@ class Hub:
             try:
                 measured, sure = one.measured, one.pulse.state == "ended"
                 run = ThinRun(one.read())
-                fresh = one.judge.ask(run, measured, sure=sure) if one.judge.due(measured, sure=sure) else []
+                # A page is shown what the rules say also while that is only what they lack.
+                due = one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
+                fresh = one.judge.ask(run, measured, sure=sure) if due else []
                 made = parts(run, one.judge) if followed and channel is not None else {}
             except (LossDoctorError, OSError):
                 return 1.0, None
