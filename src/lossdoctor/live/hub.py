@@ -23,6 +23,7 @@ from typing import Any
 from lossdoctor.errors import LossDoctorError
 from lossdoctor.live.folder import Runs
 from lossdoctor.live.growing import Growing, points
+from lossdoctor.live.judging import key
 from lossdoctor.live.pages import parts, verdicts
 from lossdoctor.report.thin import ThinRun
 
@@ -381,10 +382,11 @@ class Hub:
                 return time.thread_time() - started, None
             changed = {part: told for part, told in made.items() if channel.parts.get(part) != told}
             channel.parts, channel.measured, channel.judged_at = made, measured, time.monotonic()
+            leading = {key(group[0]) for group in one.judge.standing()}
             told = {
                 "run": name,
                 "parts": changed,
-                "fresh": [f"{finding.code} {finding.name}" for finding in fresh],
+                "fresh": [f"{finding.code} {finding.name}" for finding in fresh if key(finding) in leading],
                 "verdicts": verdicts(one.judge.standing()),
             }
             return time.thread_time() - started, told if changed else None
