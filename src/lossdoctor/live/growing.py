@@ -28,8 +28,8 @@ Stamp = tuple[int, ...]
 class Growing:
     """A run under the folder that is served. `look` is for one thread, `judge` and `curves` may run beside it.
 
-    sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`.
-    pulse: its state; judge: asks the rules; changed: the monotonic time of the last look that found news.
+    sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`. pulse: its
+    state; judge: asks the rules; changed, judged_at: monotonic time of the last news and of the last diagnosis.
     """
 
     def __init__(self, name: str, path: Path, sound: Callable[[Path], bool] = Path.is_dir) -> None:
@@ -39,7 +39,7 @@ class Growing:
         self.pulse = Pulse("absent")
         self.measured = self.last_step = 0
         self.losses: dict[str, float] = {}
-        self.changed = 0.0
+        self.changed = self.judged_at = 0.0
         self._following: Following | None = None
         self._stamp: Stamp = ()
         self._full = self._clock = NOTHING
@@ -62,7 +62,7 @@ class Growing:
             self._gone("deleted" if self.pulse.state != "absent" else "absent")
             return False, {}
         if stamp == self._stamp:
-            self._beat()
+            self.pulse = taken(self._full, self._clock, self.path)
             return False, {}
         try:
             another = self._following is None or not self._following.there
@@ -82,7 +82,7 @@ class Growing:
         self._stamp = stamp
         if another or news:
             self.changed = time.monotonic()
-        self._beat()
+        self.pulse = taken(self._full, self._clock, self.path)
         return another, news
 
     def read(self) -> Run:
@@ -149,10 +149,6 @@ class Growing:
         self.measured += int(there.sum())
         self._full = _last(join((self._full, Series(clocks.steps[there], clocks.values[there]))))
         self._clock = _last(join((self._clock, clocks)))
-
-    def _beat(self) -> None:
-        if self.pulse.state in ("absent", "deleted") or self._following is not None or self.pulse.state == "ended":
-            self.pulse = taken(self._full, self._clock, self.path)
 
     def _gone(self, state: str, why: str = "") -> None:
         self.close()

@@ -219,9 +219,9 @@ class Hub:
             await asyncio.sleep(took * (1 / JUDGING - 1))
 
     def _due(self, topics: frozenset[str]) -> Iterator[str]:
-        """Names of runs to judge: those somebody looks at, then the others of the list, if that is looked at."""
+        """Names of runs to judge: those somebody looks at, then the others of a list; that waited longest first."""
         now = time.monotonic()
-        for name, one in sorted(self._growing.items(), key=lambda item: item[0] not in topics):
+        for name, one in sorted(self._growing.items(), key=lambda item: (item[0] not in topics, item[1].judged_at)):
             if one.pulse.state not in READABLE or (name not in topics and LIST not in topics):
                 continue
             channel = self._channels.get(name)
@@ -369,6 +369,7 @@ class Hub:
             one, channel = self._growing.get(name), self._channels.get(name)
             if one is None:
                 return 0.0, None
+            one.judged_at = time.monotonic()
             try:
                 measured, sure = one.measured, one.pulse.state == "ended"
                 run = ThinRun(one.read())
