@@ -91,7 +91,7 @@ def test_points_and_findings_appear_without_loading_the_page_anew(
         training.go(training.step // 40, sick=True)
         wait(
             browser,
-            lambda b: f"{training.step - 9:,}" in text(b, "#verdict") or b.execute_script(SIZE) >= training.step // 10,
+            lambda b: b.execute_script(SIZE) >= training.step // 10,
         )
     assert browser.execute_script("return window.same")
     assert browser.execute_script(SIZE) > before
@@ -123,7 +123,8 @@ def test_a_zoom_and_an_opened_metric_stay_while_the_run_grows(
     value = metric.find_element(By.CSS_SELECTOR, ".value").text
     training.go(40)
     wait(browser, lambda b: b.execute_script(SIZE) >= 100)
-    wait(browser, lambda b: "991 " in text(b, "#verdict"))
+    wait(browser, lambda b: "at step 990" in text(b, "#verdict"))
+    assert text(browser, "#extent").startswith("991 steps, 100 measured in full")
     scale = browser.execute_script("return document.querySelector('#overview figure').lossdoctorChart.scales.x")
     assert (scale["min"], scale["max"]) == (100, 200)
     metric = browser.find_element(By.CSS_SELECTOR, "#metrics > details[data-name='flow/nmse']")
@@ -213,7 +214,7 @@ def test_the_list_is_searched_sorted_and_chosen_from_by_keyboard(
     assert str(compare.get_attribute("href")).endswith("compare?run=keys%2Fz&run=keys%2Fy")
     compare.send_keys(Keys.ENTER)
     wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#charts canvas")) > 2)
-    wait(browser, lambda b: text(b, "#charts .key").split() == ["keys/z", "keys/y"])
+    wait(browser, lambda b: text(b, "#charts .key").split()[::2] == ["keys/z", "keys/y"])
     assert "keys/z running, 591 steps" in text(browser, "#legend")
     browser.back()
     wait(browser, lambda b: "keys/z" in rows())

@@ -114,11 +114,15 @@ class Growing:
         """What the list of runs says of it."""
         groups = self.judge.standing()
         counts = Counter(group[0].severity for group in groups)
-        losses = {name: _short(value) for name, value in sorted(self.losses.items())[:4]}
+        losses = {name: _short(value) for name, value in self._losses_shown()}
         judged = self.judge.diagnosis is not None and self.judge.diagnosis.judged
         findings = dict(counts) if judged else None
         state = {key: value for key, value in self.state().items() if key != "html"}
         return state | {"losses": losses, "findings": findings, "codes": [group[0].code for group in groups]}
+
+    def _losses_shown(self) -> list[tuple[str, float]]:
+        """The total first, and only as many as fit into a row."""
+        return sorted(self.losses.items(), key=lambda item: (item[0] != "total", item[0]))[:4]
 
     def _begin(self) -> dict[str, Series]:
         """Open, and take everything there is as seen."""

@@ -139,7 +139,7 @@
   let charts = { redraw() {}, grown() {}, observe() {} };
 
   function runPage() {
-    charts = lossdoctorCharts({ curve: (name) => curves[0].get(name), word });
+    charts = lossdoctorCharts({ curve: (name) => curves[0].get(name), word, latest: true });
     let known = null;
     const values = new Map();
 
@@ -176,8 +176,20 @@
     }
     let asked = "";
 
-    function takeState({ state, html }) {
-      by("state").innerHTML = html;
+    let extent = null;
+    function tellExtent() {
+      if (!extent?.steps) return;
+      const { state, steps, measured, rate } = extent;
+      const told = [word("steps", { steps: whole(steps) }), word("measured", { measured: whole(measured) })];
+      if (rate && state === "growing") told.push(word("rate", { rate: lossdoctorShort(+rate.toPrecision(3)) }));
+      by("extent").textContent = told.join(", ");
+    }
+    document.addEventListener("spoken", tellExtent);
+
+    function takeState(told) {
+      const { state, html } = extent = told;
+      tellExtent();
+      if (by("state").dataset.told !== html) { by("state").innerHTML = html; by("state").dataset.told = html; }
       by("state").dataset.state = document.body.dataset.state = state;
       by("waiting").hidden = !["absent", "empty"].includes(state) || curves[0].size > 0;
       by("waiting").innerHTML = html;
@@ -207,7 +219,7 @@
   function comparePage() {
     const [of, metric] = [(name) => Number(name.slice(0, name.indexOf(":"))), (name) => name.slice(name.indexOf(":") + 1)];
     charts = lossdoctorCharts({
-      curve: (name) => curves[of(name)].get(metric(name)), word, label: (name) => runs[of(name)], hue: of,
+      curve: (name) => curves[of(name)].get(metric(name)), word, label: (name) => runs[of(name)], hue: of, latest: true,
     });
     const states = runs.map(() => ({})), found = runs.map(() => []), heads = runs.map(() => []);
     const legend = by("legend"), listed = new Set();

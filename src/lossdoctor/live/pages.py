@@ -15,7 +15,7 @@ from lossdoctor.report.page.markup import each_language, element, escaped, say
 from lossdoctor.report.page.overview import every_metric, facts, overview
 from lossdoctor.report.page.shell import buttons, in_script, words
 from lossdoctor.report.thin import ThinRun, glance
-from lossdoctor.report.verdict.wording import extent, headline, subject
+from lossdoctor.report.verdict.wording import headline, subject
 from lossdoctor.rules import Finding, RunView
 from lossdoctor.rules.finding import SEVERITIES
 
@@ -31,6 +31,7 @@ _WORDS: list[tuple[str, ...]] = [
     *((f"count.{severity}", f"check.count.{severity}", "n") for severity in SEVERITIES),
     ("rate", "progress.rate", "rate"),
     ("steps", "report.steps", "steps"),
+    ("measured", "report.measured", "measured"),
     ("judging", "live.judging"),
     ("runs", "live.runs_count", "n", "all"),
     ("none", "live.no_runs"),
@@ -50,7 +51,8 @@ def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
     worst = min(leading, key=SEVERITIES.index, default="quiet" if not diagnosis.judged else "good")
     verdict = element("p", each_language(lambda lang: headline(diagnosis, lang)), class_=f"verdict {worst}")
     return {
-        "verdict": verdict + element("p", each_language(lambda lang: extent(diagnosis, lang)), class_="quiet"),
+        "verdict": verdict
+        + (element("p", say("live.asked", step=f"{diagnosis.steps - 1:,}"), class_="quiet") if diagnosis.steps else ""),
         "findings": findings(run, diagnosis),
         "others": others(diagnosis),
         "troubles": "".join(troubles(digest.troubles)),
@@ -98,6 +100,7 @@ def list_page(root: str, lang: str, version: str) -> str:
 def run_page(run: str, lang: str, version: str) -> str:
     """One run: the report, growing."""
     head = element("h1", escaped(run)) + element("p", "", id="state", role="status")
+    head += element("p", "", id="extent", class_="quiet")
     head += element("div", "", id="verdict")
     links = (("findings", "findings"), ("overview", "overview"), ("every_metric", "every"))
     main = element("p", "", id="waiting", class_="quiet")

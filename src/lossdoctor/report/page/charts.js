@@ -28,8 +28,9 @@ function lossdoctorShort(value) {
 }
 
 // curve(name): { x, y } of a curve, or undefined; word(key): a word in the language of the page; label(name): what a
-// curve is called in a legend; hue(name, place): which of the six colours it has.
-function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, place) => place }) {
+// curve is called in a legend; hue(name, place): which of the six colours it has; latest: whether a legend shows the last
+// values while nothing is pointed at.
+function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, place) => place, latest = false }) {
   const root = document.documentElement;
   const short = lossdoctorShort;
   const charts = new Map();
@@ -164,11 +165,12 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       hooks: {
         drawClear: [judgedSteps(figure)],
         drawAxes: [thresholdLine(figure)],
-        setCursor: [(plot) => spans.forEach((span, i) => { span.textContent = plot.cursor.idx === null ? "" : short(plot.data[i + 1][plot.cursor.idx]); })],
+        setCursor: [(plot) => tell(spans, plot)],
       },
     };
     const plot = new uPlot(options, data, box);
     figure.lossdoctorChart = plot;
+    tell(spans, plot);
     charts.set(figure, { plot, parts: [box, key], spans });
   }
 
@@ -194,11 +196,18 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
     }
     const xs = plot.data[0], { min, max } = plot.scales.x;
     plot.setData(data, min <= xs[0] && max >= xs[xs.length - 1]);
-    if (plot.cursor.idx === null) tell(charts.get(figure).spans, names, data, data[0].length - 1);
+    tell(charts.get(figure).spans, plot);
   }
 
-  function tell(spans, names, data, place) {
-    spans.forEach((span, i) => { span.textContent = short(data[i + 1][place]); });
+  // Values under the pointer; else the last ones, or none.
+  function tell(spans, plot) {
+    const at = plot.cursor.idx ?? null;
+    spans.forEach((span, i) => {
+      const ys = plot.data[i + 1];
+      let place = at ?? (latest ? ys.length - 1 : -1);
+      while (at === null && place >= 0 && (ys[place] ?? null) === null) place -= 1;
+      span.textContent = place < 0 ? "" : short(ys[place]);
+    });
   }
 
   const redraw = () => [...charts.keys()].filter((figure) => figure.isConnected).forEach(draw);
