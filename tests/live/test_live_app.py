@@ -92,6 +92,10 @@ def test_it_is_only_read(tmp_path: Path, method: str) -> None:
         assert client(tmp_path).request(method, path).status_code == 405
 
 
+def test_a_question_about_the_stream_alone_ends(tmp_path: Path) -> None:
+    assert client(tmp_path).head("/stream").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("host", "let_in"),
     [

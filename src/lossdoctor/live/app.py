@@ -55,6 +55,8 @@ def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: 
         names = list(dict.fromkeys(filter(None, request.query_params.getlist("run")))) or [LIST]
         if len(names) > COMPARED:
             return PlainTextResponse(f"at most {COMPARED} runs\n", 400)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if len(hub.subscribers) >= STREAMS or hub.stopping:
             return PlainTextResponse("too many pages are open\n", 503)
         return _Events(hub, names, request.headers.get("last-event-id") or request.query_params.get("last", ""))
