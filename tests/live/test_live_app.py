@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from starlette.testclient import TestClient
 
-from lossdoctor.live.app import application
+from lossdoctor.live import app
+from lossdoctor.live.app import SCRIPTS, application
 from lossdoctor.live.folder import Runs
 from lossdoctor.live.guard import LOOPBACK, POLICY
 from lossdoctor.live.hub import Hub
@@ -64,6 +65,10 @@ def test_pages_are_whole_and_load_nothing_from_elsewhere(tmp_path: Path, path: s
     assert all(re.match(r"#|\./|assets/|compare|data:,$", load) for load in tags.loads), tags.loads
     assert "<img" not in answer.text
     assert f'data-lang="{lang}"' in answer.text
+
+
+def test_every_script_is_served() -> None:
+    assert {path.stem for path in (Path(app.__file__).parent / "script").glob("*")} == set(SCRIPTS)
 
 
 def test_every_asset_is_there_and_nothing_else(tmp_path: Path) -> None:

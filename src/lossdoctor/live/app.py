@@ -20,6 +20,9 @@ from lossdoctor.live.pages import COMPARED, compare_page, list_page, run_page
 from lossdoctor.messages import languages
 from lossdoctor.report.page.shell import charts, style
 
+SCRIPTS = ("page", "connection", "curves", "place", "run", "compare", "list", "start")
+"""The files of `script/`, in order: what the later ones use comes first."""
+
 STREAMS = 100
 """Pages open at once."""
 
@@ -29,7 +32,7 @@ def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: 
     assets = {
         "live.css": ("text/css", style() + "\n" + _own("live.css")),
         "charts.js": ("text/javascript", charts()),
-        "live.js": ("text/javascript", _own("live.js")),
+        "live.js": ("text/javascript", _script()),
         "early.js": ("text/javascript", _own("early.js")),
     }
     version = hashlib.sha256("".join(told for _, told in assets.values()).encode()).hexdigest()[:12]
@@ -116,6 +119,10 @@ class _Events(Response):
 
 def _page(told: str) -> Response:
     return HTMLResponse(told.encode("utf-8", "replace"), headers={"cache-control": "no-store"})
+
+
+def _script() -> str:
+    return '"use strict";\n(() => {\n' + "\n".join(_own(f"script/{name}.js") for name in SCRIPTS) + "})();\n"
 
 
 def _own(name: str) -> str:

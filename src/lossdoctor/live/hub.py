@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from lossdoctor.errors import LossDoctorError
+from lossdoctor.live.channel import QUEUE, REMEMBERED, Channel, Message, Subscriber, as_json
 from lossdoctor.live.folder import Runs
 from lossdoctor.live.growing import Growing, points
 from lossdoctor.live.judging import key
@@ -44,65 +42,10 @@ REFRESH = 20.0
 """Seconds after which the parts of a page that are not curves are made anew, without a diagnosis."""
 LINGER = 60.0
 """Seconds a run is followed after the last page on it was closed, so that a page that comes back misses nothing."""
-QUEUE = 32
-"""Messages that wait for one page; then they are dropped and the page gets everything anew."""
-REMEMBERED = 128
-"""Messages of one run that a page which was away can still get."""
 BEAT = 10.0
 """Seconds without a message after which a page is told that the connection lives."""
 MOST_OPEN = 100
 """Run files held open; a run that is only listed is closed when there are more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One server-sent event; seq: its number, 0 for one that a page need not remember."""
-
-    seq: int
-    event: str
-    data: str
-
-    def wire(self, epoch: str) -> bytes:
-        """As it goes over the wire."""
-        number = f"id: {epoch}-{self.seq}\n" if self.seq else ""
-        return f"{number}event: {self.event}\ndata: {self.data}\n\n".encode("utf-8", "replace")
-
-
-@dataclass(slots=True)
-class Channel:
-    """What was told of one topic. floor: the number of the last message that is no longer known."""
-
-    floor: int
-    ring: deque[Message] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    parts: dict[str, str] = field(default_factory=dict)
-    told_state: dict[str, Any] = field(default_factory=dict)
-    judged_at: float = 0.0
-    measured: int = -1
-    left: float = 0.0
-
-
-class Subscriber:
-    """One open page."""
-
-    def __init__(self, topics: Sequence[str]) -> None:
-        self.topics = tuple(topics)
-        self.stale, self.gone = True, False
-        self.queue: deque[Message] = deque()
-        self.wake = asyncio.Event()
-
-    def put(self, message: Message) -> None:
-        """A message to send; too many, and the page gets everything anew instead."""
-        if len(self.queue) >= QUEUE:
-            self.spoil()
-        elif not self.stale:
-            self.queue.append(message)
-        self.wake.set()
-
-    def spoil(self) -> None:
-        """What this page has is not to be built upon."""
-        self.queue.clear()
-        self.stale = True
-        self.wake.set()
 
 
 class Hub:
@@ -161,7 +104,7 @@ class Hub:
                     event, told = await asyncio.to_thread(self._everything, topic)
                     # Only with the last of them a page has everything up to this number.
                     seq = known if place == len(one.topics) - 1 else 0
-                    yield Message(seq, event, _json(told)).wire(self.epoch)
+                    yield Message(seq, event, as_json(told)).wire(self.epoch)
             while one.queue and not one.stale:
                 yield one.queue.popleft().wire(self.epoch)
             if not one.stale:
@@ -260,7 +203,7 @@ class Hub:
                 if topic in one.topics:
                     one.spoil()
             return
-        message = Message(self._seq, event, _json(told))
+        message = Message(self._seq, event, as_json(told))
         if len(channel.ring) == REMEMBERED:
             channel.floor = channel.ring[0].seq
         channel.ring.append(message)
@@ -391,7 +334,3 @@ class Hub:
                 "verdicts": verdicts(one.judge.standing()),
             }
             return time.thread_time() - started, told if changed else None
-
-
-def _json(told: Any) -> str:
-    return json.dumps(told, allow_nan=False, separators=(",", ":"))
