@@ -21,12 +21,12 @@ LAYERS = [
     "diagnose",
     "doctor",
     "preflight ablate report exchange",
-    "reference",
+    "reference live",
     "clinic",
     "integrations cli",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
-WITHOUT_TORCH = "record config keys kinds arms messages curves store rules diagnose report exchange cli"
+WITHOUT_TORCH = "record config keys kinds arms messages curves store rules diagnose report exchange live cli"
 ROOT = Path(lossdoctor.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or not path.stem.startswith("__"))
 

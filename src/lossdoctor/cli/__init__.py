@@ -14,7 +14,20 @@ from lossdoctor.cli.options import Settings, global_options, settings, speak
 from lossdoctor.errors import LossDoctorError
 from lossdoctor.messages import default_language
 
-COMMANDS = ("ablate", "check", "clinic", "compare", "demo", "explain", "export", "import", "preflight", "report")
+COMMANDS = (
+    "ablate",
+    "check",
+    "clinic",
+    "compare",
+    "demo",
+    "explain",
+    "export",
+    "import",
+    "preflight",
+    "report",
+    "serve",
+    "watch",
+)
 """Every command: the module of the same name here holds it as `command`; behind a word of Python stands a "_"."""
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lossdoctor.keys import FAMILIES
 from lossdoctor.messages import text
-from lossdoctor.report.digest import Digest, Loss
+from lossdoctor.report.digest import Digest, Line, Loss
 from lossdoctor.report.grids import Grid
 from lossdoctor.report.wording import (
     Glyphs,
@@ -52,7 +52,7 @@ class Summary:
             yield _losses(digest.losses, glyphs, lang)
         if digest.lines:
             yield ""
-            yield _lines(digest, glyphs, lang)
+            yield lines_table(digest.lines, glyphs, lang)
         for grid in digest.grids:
             yield _title(f"grid.{grid.code}", lang)
             yield _grid(grid, glyphs, lang)
@@ -95,7 +95,7 @@ def _losses(losses: tuple[Loss, ...], glyphs: Glyphs, lang: str) -> Table:
     return table
 
 
-def _lines(digest: Digest, glyphs: Glyphs, lang: str) -> Table:
+def lines_table(lines: Sequence[Line], glyphs: Glyphs, lang: str) -> Table:
     """One table for all families, so that the eye finds the same thing in the same place."""
     table = _table()
     table.add_column(text("column.metric", lang), overflow="fold")
@@ -105,9 +105,10 @@ def _lines(digest: Digest, glyphs: Glyphs, lang: str) -> Table:
         table.add_column(text("column.curve", lang), style="cyan", no_wrap=True)
     table.add_column(text("column.trend", lang))
     for family in FAMILIES:
-        if lines := digest.family(family):
+        own = [line for line in lines if line.key.family == family]
+        if own:
             table.add_row(Text(text(f"family.{family}", lang), style="bold cyan"))
-        for line in lines:
+        for line in own:
             word = Text.assemble(
                 (course(line, glyphs, lang), _COLOUR[improves(line)]), " ", (broken(line, lang), "bold red")
             )

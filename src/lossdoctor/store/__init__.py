@@ -6,8 +6,9 @@ of a distributed run add `run.rank1.db` and `events.rank1.jsonl` and so on.
 
 from __future__ import annotations
 
+from lossdoctor.store.following import Following
 from lossdoctor.store.memory import MemoryWriter
 from lossdoctor.store.reader import Run, UnknownMetricError
 from lossdoctor.store.writer import RunWriter
 
-__all__ = ["MemoryWriter", "Run", "RunWriter", "UnknownMetricError"]
+__all__ = ["Following", "MemoryWriter", "Run", "RunWriter", "UnknownMetricError"]

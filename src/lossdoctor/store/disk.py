@@ -7,10 +7,10 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from lossdoctor.store.thinned import PIECE, Thinned, thin
 
 _BUSY_SECONDS = 10.0
 _MAGIC = b"SQLite format 3\0"
+
+T = TypeVar("T")
 
 
 def _opened(file: Path) -> sqlite3.Connection:
@@ -79,8 +81,9 @@ class DiskSource:
         self._tail_state: int | None = None
         with self._damage_told():
             self._db = _opened(self._file)
-        weakref.finalize(self, self._db.close)
+        self._finalizer = weakref.finalize(self, self._db.close)
         with self._damage_told():
+            self._identity = self._identified()
             if not check_version(self._db, self._file):
                 raise RunError(self._empty())
 
@@ -94,6 +97,27 @@ class DiskSource:
         """The ranks that have a file in the folder."""
         with self._damage_told():
             return self._folder.ranks
+
+    @property
+    def there(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        try:
+            return self._identified() == self._identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Give the file back, now rather than when the source is forgotten; the source is of no use afterwards."""
+        self._finalizer()
+
+    def reading(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        """What `ask` finds in one consistent state of the file."""
+        with self._reading() as db:
+            return ask(db)
+
+    def _identified(self) -> tuple[int, int]:
+        found = os.stat(self._file)
+        return found.st_dev, found.st_ino
 
     def names(self) -> list[str]:
         """All metric names, in the order they appeared."""

@@ -25,7 +25,7 @@ from lossdoctor.report.wording import trouble
 from lossdoctor.rules import RunView
 from lossdoctor.store import Run
 
-__all__ = ["ablation_page", "page"]
+__all__ = ["ablation_page", "page", "troubles"]
 
 PICTURES = ("samples.png",)
 LARGEST_PICTURE = 1_500_000
@@ -46,7 +46,7 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
         ),
         *_treatment(view),
         *([element("section", element("h2", say("page.experiments")) + tried, id="experiments")] if tried else []),
-        *_troubles(digest.troubles),
+        *troubles(digest.troubles),
         element("section", element("h2", say("page.overview")) + overview(view, digest), id="overview"),
         *_pictures(run),
         element("section", element("h2", say("page.every_metric")) + every_metric(view), id="every"),
@@ -70,7 +70,8 @@ def _treatment(view: RunView) -> Iterator[str]:
         yield element("section", element("h2", say("page.treatment")) + treatment(view, view.treated), id="treatment")
 
 
-def _troubles(events: object) -> Iterator[str]:
+def troubles(events: object) -> Iterator[str]:
+    """The section on what went wrong in the doctor itself; nothing when nothing did."""
     told = [each_language(lambda lang, event=event: trouble(event, lang)) for event in events]  # type: ignore[attr-defined, misc]
     if told:
         lines = "".join(element("li", one) for one in told)

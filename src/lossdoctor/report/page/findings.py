@@ -61,6 +61,7 @@ def _group(run: Run, place: int, group: tuple[Finding, ...]) -> str:
         element("summary", head) + body,
         class_=f"finding {leader.severity}",
         id=f"finding-{place + 1}",
+        data_key=" ".join(filter(None, (leader.code, leader.loss, leader.subject))),
         open=opened,
     )
 
