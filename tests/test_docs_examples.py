@@ -172,6 +172,22 @@ def test_the_python_of_a_page_runs(
             assert failures == []
 
 
+def test_the_page_to_copy_from_says_what_comes_out() -> None:
+    """The comments in docs/functional.md: what each number is, or is near to."""
+    names: dict[str, Any] = {}
+    seen: dict[str, float] = {}
+    for block in PYTHON.findall((ROOT / "docs" / "functional.md").read_text(encoding="utf-8")):
+        exec(compile(block, "functional", "exec"), names)
+        seen |= {key: float(value) for key, value in names["told"].items()}
+    assert seen["kl/ratio"] == pytest.approx(1 / 16, rel=1e-5)
+    assert seen["kl/beta_per_dim"] == pytest.approx(1e-2, rel=1e-5)
+    assert seen["grad_share/a"] + seen["grad_share/b"] == pytest.approx(1, abs=1e-5)
+    assert seen["grad_weighted/b"] < 0.05 * seen["grad/total"]
+    assert 0.7 < seen["flow/ode_order"] < 1.3
+    assert seen["ent/teacher_mi"] > 0
+    assert names["z1_hat"].shape == names["z0"].shape
+
+
 # The first five minutes
 
 
@@ -183,6 +199,7 @@ def test_the_first_finding_is_what_the_page_shows(tmp_path: Path, monkeypatch: p
 
     page = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
     shown = "\n".join(SHOWN.findall(page))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     wrong = (ROOT / "examples" / "first_finding.py").read_text(encoding="utf-8")
     line = '    student = model["dino_head"](z0)\n'
     assert f"    {line}" in wrong
@@ -194,6 +211,9 @@ def test_the_first_finding_is_what_the_page_shows(tmp_path: Path, monkeypatch: p
         assert result.exit_code == code
         told = "\n".join(text.rstrip() for text in result.output.splitlines())
         assert without_digits(told).strip() in without_digits(shown), told
+        if code:
+            [first] = [block for block in SHOWN.findall(readme) if "check runs/first" in block]
+            assert without_digits(first.partition("check runs/first")[2]).strip() in without_digits(told)
 
 
 def without_digits(text: str) -> str:
