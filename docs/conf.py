@@ -16,6 +16,7 @@ project = "lossdoctor"
 version = release
 extensions = ["myst_parser"]
 html_theme = "furo"
+html_show_copyright = False
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 

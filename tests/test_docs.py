@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import click
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -105,7 +104,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_commands_that_are_shown_exist(page: Path) -> None:
     for command, rest in shown_commands(page):
         assert command in COMMANDS, command
-        known = main.get_command(click.Context(main), command)
+        known = main.get_command(main.make_context("lossdoctor", [command]), command)
         assert known is not None
         options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
         for word in rest[: rest.index("--")] if "--" in rest else rest:
