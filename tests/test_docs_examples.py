@@ -6,10 +6,12 @@ A page is one program: its blocks share their names, in order. A name that a pag
 from __future__ import annotations
 
 import ast
+import copy
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +55,13 @@ class Model(nn.ModuleDict):
         return {"flow": flow, "kl": gaussian_kl(mu, logvar, reduction="sum"), "dino": dino}
 
 
+class Batch(tuple[Tensor, Tensor]):
+    """Data and conditions of as many samples as it says it has."""
+
+    def __len__(self) -> int:
+        return len(self[0])
+
+
 torch.manual_seed(0)
 model = Model()
 teacher = nn.Linear(2, 16).requires_grad_(False).eval()
@@ -69,6 +78,10 @@ def sampler(velocity: Callable[..., Tensor], start: Tensor, cond: Any, steps: in
     return x
 
 
+def flow_error(model: Model, batch: Batch, t: Tensor) -> Tensor:
+    return (model.velocity(z1, t, cond) - v_target).square().mean(-1)
+
+
 def accelerator() -> Any:
     from accelerate import Accelerator
 
@@ -79,15 +92,20 @@ WORLD: dict[str, Callable[[], Any]] = {
     "torch": lambda: torch,
     "nn": lambda: nn,
     "ld": lambda: ld,
+    "lossdoctor": lambda: ld,
+    "copy": lambda: copy,
+    "args": lambda: SimpleNamespace(resume=None, seed=0),
     "model": lambda: model,
     "teacher": lambda: teacher,
     "ema": lambda: Model().requires_grad_(False),
     "heads": lambda: {"z_head": model["z_head"], "flow_head": model["flow_head"], "dino_head": model["dino_head"]},
     "optimizer": lambda: torch.optim.Adam(model.parameters(), lr=1e-3),
-    "batch": lambda: (z1, cond),
-    "loader": lambda: torch.utils.data.DataLoader([(z1[i], cond[i]) for i in range(64)], batch_size=32),
+    "doctor": lambda: ld.Doctor(model, torch.optim.Adam(model.parameters(), lr=1e-3), every=1),
+    "batch": lambda: Batch((z1, cond)),
+    "loader": lambda: [Batch((z1, cond))] * 3,
     "losses": lambda: model.losses((z1, cond)),
     "losses_of": lambda: model.losses,
+    "flow_error": lambda: flow_error,
     "weights": lambda: WEIGHTS,
     "z0": lambda: z0,
     "z1": lambda: z1,
@@ -129,9 +147,11 @@ def programs() -> list[Any]:
 class Spelled(ast.NodeTransformer):
     """The dots in a loop stand for the code that computes the losses of a batch."""
 
+    MEANT = "L_flow, L_kl, L_dino = (losses := losses_of(batch)).values()"
+
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         if isinstance(node.value, ast.Constant) and node.value.value is ...:
-            return ast.copy_location(ast.parse("losses = losses_of(batch)").body[0], node)
+            return ast.copy_location(ast.parse(self.MEANT).body[0], node)
         return node
 
 
@@ -160,7 +180,9 @@ def test_the_python_of_a_page_runs(
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         tree = Spelled().visit(ast.parse(block))
-        asked = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        named = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        makes_a_doctor = any(node.id == "doctor" and isinstance(node.ctx, ast.Store) for node in named)
+        asked = {node.id for node in named} - ({"doctor"} if makes_a_doctor else set())
         names |= {name: WORLD[name]() for name in asked & WORLD.keys() - names.keys()}
         shutil.rmtree("runs", ignore_errors=True)
         if "Run.open(" in block:
