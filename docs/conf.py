@@ -1,7 +1,11 @@
 """Sphinx configuration. The pages of metrics and of rules are written from the program itself at each build."""
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
 
 from lossdoctor import __version__ as release
 from lossdoctor.keys import FAMILIES, KEYS
@@ -12,6 +16,7 @@ project = "lossdoctor"
 version = release
 extensions = ["myst_parser"]
 html_theme = "furo"
+html_show_copyright = False
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 
@@ -54,3 +59,32 @@ def rules_page() -> str:
 
 
 (Path(__file__).parent / "rules.md").write_text(rules_page(), encoding="utf-8")
+
+ANCHORS = {rule.code: f"{rule.code}-{rule.name}".lower() for rule in RULES}
+CODE = re.compile(rf"\b({'|'.join(ANCHORS)})\b")
+PLAIN = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title)
+
+
+def link_rules(app: Any, doctree: nodes.document, page: str) -> None:
+    """Every code of a rule in running text leads to the rule's page, so that no author has to write the link."""
+    home = "zh-CN/rules" if page.startswith("zh-CN/") and "zh-CN/rules" in app.env.found_docs else "rules"
+    for words in list(doctree.findall(nodes.Text)):
+        if any(isinstance(above, PLAIN) for above in _above(words)) or not CODE.search(words):
+            continue
+        pieces: list[nodes.Node] = []
+        for piece in CODE.split(words):
+            if piece in ANCHORS:
+                uri = f"{app.builder.get_relative_uri(page, home)}#{ANCHORS[piece]}"
+                pieces.append(nodes.reference("", piece, refuri=uri, internal=True))
+            elif piece:
+                pieces.append(nodes.Text(piece))
+        words.parent.replace(words, pieces)
+
+
+def _above(node: nodes.Node) -> Any:
+    while (node := node.parent) is not None:
+        yield node
+
+
+def setup(app: Any) -> None:
+    app.connect("doctree-resolved", link_rules)

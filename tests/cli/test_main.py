@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
 from syrupy.assertion import SnapshotAssertion
 
 import lossdoctor
@@ -30,6 +31,16 @@ def test_help(arguments: list[str], lang: str, snapshot: SnapshotAssertion) -> N
     result = call("--lang", lang, *arguments)
     assert result.exit_code == 0
     assert result.output == snapshot
+
+
+@pytest.mark.parametrize("lang", languages())
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_fits_into_80_columns(arguments: list[str], lang: str) -> None:
+    lines = call("--lang", lang, *arguments).output.splitlines()
+    assert [line for line in lines if cell_len(line) > 80] == []
+    assert [line for line in lines if line.strip()[:1] in tuple("，。；：、）")] == [], "a line begins with these"
+    if arguments == ["--help"]:
+        assert [line for line in lines[1:] if line.endswith("...")] == [], "a first sentence that is cut off"
 
 
 def test_the_catalogue_is_the_folder() -> None:

@@ -193,13 +193,13 @@ def test_events_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_meta_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     told = Told()
     writer = RunWriter(tmp_path, {"seed": 1}, on_failure=told)
-    (tmp_path / "meta.json.new").symlink_to("/dev/full")
+    (tmp_path / ".draft-meta.json").symlink_to("/dev/full")
     writer.update_meta(seed=2)
     assert told.happened.wait(60)
     assert writer.run().meta == {"seed": 2}
     assert Run.open(tmp_path).meta == {"seed": 1}
     go_on_in_memory(writer, told, 0)
-    (tmp_path / "meta.json.new").unlink()
+    (tmp_path / ".draft-meta.json").unlink(missing_ok=True)
     with RunWriter(tmp_path, {"seed": 3}, resume=True):
         assert Run.open(tmp_path).meta == {"seed": 3}
 

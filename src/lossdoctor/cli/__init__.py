@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lossdoctor import __version__
+from lossdoctor.cli.columns import Context
 from lossdoctor.cli.options import Settings, global_options, settings, speak
 from lossdoctor.errors import LossDoctorError
 from lossdoctor.messages import default_language
@@ -40,6 +41,8 @@ class Refused(click.ClickException):
 class _Commands(click.Group):
     """Imports a command when it is asked for, and gives every text in the language asked for."""
 
+    context_class = Context
+
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         extra.setdefault("obj", Settings(default_language()).for_stream(sys.stdout))
         speak(self, extra["obj"].lang)
@@ -53,6 +56,7 @@ class _Commands(click.Group):
             return None
         module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         command: click.Command = importlib.import_module(f"lossdoctor.cli.{module}").command
+        command.context_class = Context
         speak(command, settings(ctx).lang, ctx)
         return command
 
