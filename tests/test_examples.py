@@ -31,6 +31,14 @@ flow/endpt_energy_floor flow/endpt_std_ratio flow/straightness
 """.split()
 
 
+HIDDEN = {
+    "losses_autoencoder_kl": "kl/ratio std/mean posterior/snr grad_cos/kl|rec",
+    "losses_crossflow": "kl/ratio flow/cos flow/time_ratio flow/endpt_sw@8 grad_module/flow/mu",
+    "losses_dino": "ent/teacher_mi distill/loss_ratio teacher/moved grad_module/dino/head",
+    "losses_lightningdit": "flow/cos flow/cond_ratio flow/field_mismatch flow/endpt_rmse@64 grad_cos/cos|flow",
+    "losses_repa": "flow/cos flow/cond_ratio flow/field_mismatch flow/endpt_rmse@64 grad_cos/flow|repa",
+}
+"""Metrics each of the programs whose losses lie inside functions must have."""
 FRAMEWORKS = ("accelerate_loop", "lightning_module", "transformers_trainer")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -44,6 +52,12 @@ def test_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     doctor = names["callback"].doctor if "callback" in names else names["doctor"]
     doctor.close()
     assert not [event for event in doctor.run.events if event["kind"] in TROUBLES]
+    if path.stem in HIDDEN:
+        missing = set(HIDDEN[path.stem].split()) - set(doctor.run)
+        assert not missing, sorted(doctor.run)
+        diagnosis = doctor.diagnose()
+        assert diagnosis.worst() in (None, "info"), [str(finding.message) for finding in diagnosis.findings]
+        assert len(diagnosis.clear) > 15
     if path.stem in FRAMEWORKS:
         assert doctor.run["flow/cos"].values[-1] > 0.5, "and it really trains"
         assert {"grad/kl", "grad_cos/flow|kl", "grad/clip_ratio", "flow/cond_ratio"} <= set(doctor.run)
@@ -55,6 +69,15 @@ def test_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         missing = set(EXPECTED) - names["doctor"].ret.keys()
         assert not missing
         assert names["doctor"].ret["flow/cos"] > 0.5, "and it really trains"
+
+
+def test_the_wrong_direction_of_time_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text((ROOT / "examples" / "losses_repa.py").read_text("utf-8").replace("t_source=1.0,", ""), "utf-8")
+    doctor = run(wrong, tmp_path, monkeypatch)["doctor"]
+    doctor.close()
+    assert doctor.diagnose().worst() == "warning"
+    assert "SMP501" in {finding.code for finding in doctor.diagnose().findings}
 
 
 def run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
