@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from lossdoctor.report.digest import TROUBLES
 
@@ -28,16 +31,73 @@ flow/endpt_energy_floor flow/endpt_std_ratio flow/straightness
 """.split()
 
 
+HIDDEN = {
+    "losses_autoencoder_kl": "kl/ratio std/mean posterior/snr grad_cos/kl|rec",
+    "losses_crossflow": "kl/ratio flow/cos flow/time_ratio flow/endpt_sw@8 grad_module/flow/mu",
+    "losses_dino": "ent/teacher_mi distill/loss_ratio teacher/moved grad_module/dino/head",
+    "losses_lightningdit": "flow/cos flow/cond_ratio flow/field_mismatch flow/endpt_rmse@64 grad_cos/cos|flow",
+    "losses_repa": "flow/cos flow/cond_ratio flow/field_mismatch flow/endpt_rmse@64 grad_cos/flow|repa",
+}
+"""Metrics each of the programs whose losses lie inside functions must have."""
+FRAMEWORKS = ("accelerate_loop", "lightning_module", "transformers_trainer")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.*treespec.*LeafSpec.*:FutureWarning"),
+]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = runpy.run_path(str(path))
-    names["doctor"].close()
-    assert not [event for event in names["doctor"].run.events if event["kind"] in TROUBLES]
+    names = run(path, tmp_path, monkeypatch)
+    doctor = names["callback"].doctor if "callback" in names else names["doctor"]
+    doctor.close()
+    assert not [event for event in doctor.run.events if event["kind"] in TROUBLES]
+    if path.stem in HIDDEN:
+        missing = set(HIDDEN[path.stem].split()) - set(doctor.run)
+        assert not missing, sorted(doctor.run)
+        diagnosis = doctor.diagnose()
+        assert diagnosis.worst() in (None, "info"), [str(finding.message) for finding in diagnosis.findings]
+        assert len(diagnosis.clear) > 15
+    if path.stem in FRAMEWORKS:
+        assert doctor.run["flow/cos"].values[-1] > 0.5, "and it really trains"
+        assert {"grad/kl", "grad_cos/flow|kl", "grad/clip_ratio", "flow/cond_ratio"} <= set(doctor.run)
+        plain = run(without_doctor(path, tmp_path), tmp_path, monkeypatch)
+        trained, alone = names["model"].state_dict(), plain["model"].state_dict()
+        assert trained.keys() == alone.keys()
+        assert all(torch.equal(trained[name], alone[name]) for name in trained)
     if path.stem == "three_losses":
         missing = set(EXPECTED) - names["doctor"].ret.keys()
         assert not missing
         assert names["doctor"].ret["flow/cos"] > 0.5, "and it really trains"
+
+
+def test_the_wrong_direction_of_time_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text((ROOT / "examples" / "losses_repa.py").read_text("utf-8").replace("t_source=1.0,", ""), "utf-8")
+    doctor = run(wrong, tmp_path, monkeypatch)["doctor"]
+    doctor.close()
+    assert doctor.diagnose().worst() == "warning"
+    assert "SMP501" in {finding.code for finding in doctor.diagnose().findings}
+
+
+def run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    names = runpy.run_path(str(path))
+    if path.stem == "accelerate_loop":
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+    return names
+
+
+def without_doctor(path: Path, folder: Path) -> Path:
+    """The same script without the lines it added, and with those it changed as they were."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert 0 < sum(line.endswith("# added") for line in lines) <= 5
+    kept = [re.sub(r"\S.*# was: (.*)", r"\1", line) for line in lines if not line.endswith("# added")]
+    plain = folder / path.name
+    plain.write_text("\n".join(kept), encoding="utf-8")
+    assert "lossdoctor" not in plain.read_text(encoding="utf-8")
+    return plain
 
 
 def test_the_readme_shows_the_example_as_it_is() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossdoctor import integrations as integrations
     from lossdoctor import losses as losses
     from lossdoctor import metrics as metrics
     from lossdoctor import preflight as preflight
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lossdoctor.probe.observe import log as log
     from lossdoctor.probe.observe import posterior as posterior
     from lossdoctor.probe.observe import seed_everything as seed_everything
+    from lossdoctor.probe.observe import total as total
     from lossdoctor.record import Record as Record
     from lossdoctor.record import Series as Series
     from lossdoctor.store import Run as Run
@@ -50,8 +52,9 @@ _HOME = {
     "log": "lossdoctor.probe.observe",
     "posterior": "lossdoctor.probe.observe",
     "seed_everything": "lossdoctor.probe.observe",
+    "total": "lossdoctor.probe.observe",
 }
-_PARTS = ("flow", "losses", "metrics", "preflight", "sinks", "treat")
+_PARTS = ("flow", "integrations", "losses", "metrics", "preflight", "sinks", "treat")
 __all__ = [*_HOME, *_PARTS]  # noqa: PLE0604 - derived, so that it cannot go stale
 
 

@@ -11,7 +11,7 @@ import pytest
 import lossdoctor.sinks
 from lossdoctor.sinks import CATALOGUE, Sink
 
-MACHINERY = {"__init__", "sink", "background", "appending"}
+MACHINERY = {"__init__", "sink", "background", "appending", "alerts", "naming"}
 
 
 def test_every_file_is_a_sink_of_the_catalogue() -> None:

@@ -45,7 +45,7 @@ from lossdoctor.probe.schedule import Every, Schedule, Settling, Together, sched
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
-from lossdoctor.probe.stepping import Stepping
+from lossdoctor.probe.stepping import Stepping, with_closure
 from lossdoctor.probe.updates import shadow_watch
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
 from lossdoctor.record import Record
@@ -140,7 +140,8 @@ class Doctor:
         self._last_flow: FlowBatch | None = None
         self._rolled_out = False
         self._closed = False
-        self._evaluating: Optimizer | None = None
+        self._handed: tuple[dict[str, Tensor], dict[str, float | Tensor], Again | None] | None = None
+        self._observing: Examination | None = None
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
@@ -163,11 +164,7 @@ class Doctor:
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
         self._treatment = None if balance is None else self._treated(balancer(balance))
         self._meeting = None if ranks is None else self._met(ranks)
-        self._compiling_ends: Callable[[], None] | None = None
-        if self._patient.mode == "off":
-            self._out.off.add("gradients")
-        elif self._patient.mode != MODE:
-            self._compiling_ends = keep_activations()
+        self._compiling_ends = self._graphs_kept()
         if sharded:
             self._sharded(list if ranks is None else ranks.summed)
         self._on_finding = on_finding
@@ -176,6 +173,12 @@ class Doctor:
         self._stepping = Stepping(optimizers, self._before_step, self._after_step)
         observe.activate(self)
         atexit.register(self._at_exit)
+
+    def _graphs_kept(self) -> Callable[[], None] | None:
+        """From now on what extra passes need of compiled graphs; what ends that, where there are such passes."""
+        if self._patient.mode == "off":
+            self._out.off.add("gradients")
+        return None if self._patient.mode in ("off", MODE) else keep_activations()
 
     def _treated(self, wanted: Balancer) -> Treatment:
         if self._patient.mode in ("off", MODE):
@@ -313,8 +316,33 @@ class Doctor:
         if callable(losses):
             again = self._about_to(losses)
             losses = losses()
+        total = self._handed_in(losses, weights or {}, again, recorded=True)
+        self.before_backward(foreign=backward is not None, scaler=scaler)
+        if backward is not None:
+            backward(total)
+        else:
+            (total if scaler is None else scaler.scale(total)).backward()
+        self.after_backward()
+        return total.detach()
+
+    def total(
+        self, losses: Mapping[str, Tensor | float | None], weights: Mapping[str, float | Tensor | Ramp] | None = None
+    ) -> Tensor:
+        """As `lossdoctor.total`; the backward of it is to be between `before_backward` and `after_backward`."""
+        self._stepping.forget()
+        return self._handed_in(losses, weights or {}, None, recorded=torch.is_grad_enabled())
+
+    def _handed_in(
+        self,
+        losses: Mapping[str, Tensor | float | None],
+        weights: Mapping[str, float | Tensor | Ramp],
+        again: Again | None,
+        *,
+        recorded: bool,
+    ) -> Tensor:
+        """The weighted total with its graph; recorded and remembered for its backward unless it is an evaluation's."""
         given = named_losses(losses)
-        numbers, ramps = at_step(weights or {}, self._out.step)
+        numbers, ramps = at_step(weights, self._out.step)
         for name, ramp in ramps.items():
             self.scheduled(f"weight/{name}", ramp)
         factors = named_weights(losses, given, numbers)
@@ -325,25 +353,32 @@ class Doctor:
         if self._treatment is not None:
             factors = self._treatment.weigh(factors)
         total = weighted_total(given, factors)
-        examination = None
-        if not self._closed:
+        if recorded and not self._closed:
             self._new_step_if_stepped()
             for name, loss in given.items():
                 self._pending.add(self._out.step, f"loss/{name}", loss)
             self._pending.add(self._out.step, "loss/total", total)
             self._weights = factors
-            examination = self._examination
-        if examination is not None and not examination.settled:
-            examination.before_backward(given, factors, backward, scaler, again)
-        if backward is not None:
-            backward(total)
-        else:
-            (total if scaler is None else scaler.scale(total)).backward()
-        if examination is not None and examination is self._examination and not examination.settled:
-            examination.after_backward()
-            if self._evaluating is not None:
-                self._settle_before(self._evaluating)
-        return total.detach()
+            self._handed = (given, factors, again) if self._examination is not None else None
+        return total
+
+    def before_backward(self, *, foreign: bool = True, scaler: Any = None) -> None:
+        """A framework is about to run the backward of the last `total`: measure each loss, if the step is due.
+
+        foreign: the framework may multiply the total with a factor, which is then found from the gradients. scaler: the
+        GradScaler it uses.
+        """
+        handed, self._handed, self._observing = self._handed, None, None
+        if handed is not None and self._examination is not None and not self._examination.settled and not self._closed:
+            given, factors, again = handed
+            self._observing = self._examination
+            self._examination.before_backward(given, factors, foreign=foreign, scaler=scaler, again=again)
+
+    def after_backward(self) -> None:
+        """The backward announced by `before_backward` is done, and nothing has touched the gradients since."""
+        observing, self._observing = self._observing, None
+        if observing is not None and observing is self._examination and not observing.settled:
+            observing.after_backward()
 
     def _about_to(self, compute: Compute) -> Again | None:
         """What it takes to compute these losses again, where that will be needed."""
@@ -492,18 +527,35 @@ class Doctor:
         self._new_step_if_stepped()
         return self._examination if what not in self._out.off and torch.is_grad_enabled() else None
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self._trial is not None:
             self._trial.rates.before(optimizer)
         if self._closed:
-            return
-        # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            self._evaluating = optimizer  # the losses are still to come, inside the step
-        else:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
             self._settle_before(optimizer)
+            return None
+        # The losses are still to come, inside the step; what the closure does after its backward, such as clipping,
+        # belongs to them.
+        return with_closure(args, kwargs, self._settling(optimizer, closure))
+
+    def _settling(self, optimizer: Optimizer, closure: Callable[[], T]) -> Callable[[], T]:
+        """The closure, after whose first call the gradients are those of the step."""
+        first = True
+
+        def evaluated() -> T:
+            nonlocal first
+            found = closure()
+            if first and not self._closed:
+                self._settle_before(optimizer)
+            first = False
+            return found
+
+        return evaluated
 
     def _settle_before(self, optimizer: Optimizer) -> None:
+        # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
         losses = self._losses() if self._examination is not None else {}
         if self._meeting is not None:
             self._meeting.hold(self._examination, self._pending)
@@ -513,7 +565,6 @@ class Doctor:
             self._examination.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._evaluating = None
         if self._trial is not None:
             self._trial.rates.after(optimizer)
         if self._closed:

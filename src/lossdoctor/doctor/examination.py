@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -64,11 +64,15 @@ class Examination:
         self,
         losses: Mapping[str, Tensor],
         weights: Mapping[str, float | Tensor],
-        backward: Callable[[Tensor], object] | None,
+        *,
+        foreign: bool,
         scaler: Any,
         again: Again | None = None,
     ) -> None:
-        """The extra passes, while the graph is there. again: how the losses were computed, where that is needed."""
+        """The extra passes, while the graph is there. foreign: the backward may multiply the total with a factor.
+
+        again: how the losses were computed, where that is needed.
+        """
         if self.patient.several and not self.backwards:
             with self.out.guard("gradients"):
                 self.patient.look()
@@ -87,7 +91,7 @@ class Examination:
         with self.out.guard("gradients"):
             one = torch.ones((), device=next(iter(losses.values())).device)
             scale = None if scaler is None else scaler.scale(one)
-            if self._given_up(losses, foreign=backward is not None, scale=scale):
+            if self._given_up(losses, foreign=foreign, scale=scale):
                 self.capture, self._ledger = self.capture.latest(), None
                 self.losses, self.backwards, self.ema_between, self.calls = {}, 0, 0, []
             self._note(losses)
@@ -105,7 +109,7 @@ class Examination:
                 {name: float(weight) for name, weight in weights.items()},
                 modules=self.patient.modules,
                 scale=scale,
-                foreign_backward=backward is not None,
+                foreign_backward=foreign,
                 z1=self.capture.z1,
                 z1_loss=velocities[0] if velocities else None,
                 ahead=ahead,

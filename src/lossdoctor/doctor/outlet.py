@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lossdoctor.diagnose import diagnose
 from lossdoctor.errors import LossDoctorWarning, RunWriteError, UsageError
 from lossdoctor.record import Record
 from lossdoctor.sinks import Background, Sink
@@ -113,12 +114,31 @@ class Outlet:
         self._warn(f"{what} is no longer measured, training goes on. Step {self.step}, {why}")
 
     def close(self) -> None:
-        """Flush and close sinks and run."""
+        """Flush and close sinks and run; sinks that take a report get one of a run that is in a folder."""
+        self._report()
         for sink in self._sinks:
             sink.close()
             if sink.dropped:
                 self._writer.event("dropped", step=self.step, sink=sink.name, count=sink.dropped)
         self._writer.close()
+
+    def _report(self) -> None:
+        """Write the report into the folder of the run, for the sinks that take it."""
+        takers = [sink for sink in self._sinks if sink.takes_report]
+        run = self._writer.run()
+        if not takers or run.path is None:
+            return
+        self._writer.flush(timeout=10.0)
+        try:
+            from lossdoctor.report.page import page
+
+            path = run.path / "report.html"
+            path.write_text(page(run, diagnose(run)), encoding="utf-8")
+        except Exception as error:
+            self.failed("report", f"{type(error).__name__}: {error}")
+        else:
+            for sink in takers:
+                sink.report(path)
 
     def _sink_failed(self, name: str, error: BaseException) -> None:
         self._writer.event("failure", step=self.step, measurement=f"sink {name}", error=repr(error))

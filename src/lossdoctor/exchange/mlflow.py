@@ -1,7 +1,7 @@
 """MLflow's runs: a folder `mlruns`, an experiment or a run in it, or the SQLite file `mlflow.db`.
 
 In the folder a metric is a file `metrics/<name>`, with a line `milliseconds value step` per value; in the database it
-is rows of a table.
+is rows of a table. Names that our own sink had to escape are read back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lossdoctor.exchange.cells import number, whole
 from lossdoctor.exchange.source import Notes, Source
 from lossdoctor.exchange.sqlite import MAGIC, columns, reading
 from lossdoctor.record import Record
+from lossdoctor.sinks.naming import unescaped
 
 LARGEST = 1.7976931348623157e308
 """What MLflow writes for infinity into databases, which have none."""
@@ -88,6 +89,7 @@ def _point(row: tuple[object, ...]) -> Point:
 
 
 def _records(name: str, points: Iterable[Point], notes: Notes) -> Iterator[Record]:
+    ours = unescaped(name)
     for milliseconds, given, at in points:
         value, step, clock = number(given), whole(at), number(milliseconds)
         if value is None or clock is None:
@@ -95,4 +97,4 @@ def _records(name: str, points: Iterable[Point], notes: Notes) -> Iterator[Recor
         elif step is None:
             notes.lost["no_step"] += 1
         else:
-            yield Record(step, {name: value}, time=clock / 1000)
+            yield Record(step, {ours: value}, time=clock / 1000)

@@ -12,6 +12,7 @@ from lossdoctor.exchange.jsonl import flat, parsed
 from lossdoctor.exchange.source import Notes, Source
 from lossdoctor.exchange.sqlite import MAGIC, columns, reading
 from lossdoctor.record import Record
+from lossdoctor.sinks.naming import unescaped
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -43,8 +44,9 @@ def _rows(path: Path, key: str, run: str, notes: Notes) -> Iterator[table.Row]:
     with reading(path) as connection:
         query = f"SELECT timestamp, step, metrics FROM metrics WHERE {key} = ? ORDER BY id"
         for timestamp, step, metrics in connection.execute(query, (run,)):
-            logged = parsed(metrics) if isinstance(metrics, str) else None
+            logged = parsed(metrics) if isinstance(metrics, str | bytes) else None
             if logged is None:
                 notes.lost["damaged"] += 1
             else:
-                yield {**flat(logged), "step": step, "timestamp": timestamp}
+                values = {unescaped(name): value for name, value in flat(logged).items()}
+                yield {**values, "step": step, "timestamp": timestamp}

@@ -19,6 +19,7 @@ from lossdoctor.exchange.jsonl import flat
 from lossdoctor.exchange.source import Notes, Source
 from lossdoctor.exchange.wire import BYTES, VARINT, fields, signed, text
 from lossdoctor.record import Record
+from lossdoctor.sinks.naming import unescaped
 
 MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768
@@ -83,7 +84,7 @@ def _item(item: bytes) -> tuple[str, object]:
             nested.append(text(data))
         elif kind == BYTES and number == _VALUE:
             value = data
-    return "/".join(nested) or key, json.loads(value)
+    return unescaped("/".join(nested) or key), json.loads(value)
 
 
 def _whole(path: Path, notes: Notes) -> Iterator[bytes]:

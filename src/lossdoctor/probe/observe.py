@@ -1,4 +1,4 @@
-"""What user code hands in: `flow`, `posterior`, `distill`, `log`, from anywhere, also deep inside a loss module.
+"""What user code hands in, also deep inside a loss module: `flow`, `posterior`, `distill`, `log`, `total`.
 
 The module-level functions reach the doctor that was activated last and do nothing when there is none. They return at
 once when the step is not due, without touching a tensor.
@@ -22,6 +22,7 @@ from torch._compile import _disable_dynamo
 from lossdoctor.probe.compiled import in_one_piece
 from lossdoctor.probe.experiment import current
 from lossdoctor.probe.snapshot import Velocity
+from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
 
 if TYPE_CHECKING:  # `lossdoctor.flow` is at once the mathematics and the function below: it looks here for that
     from lossdoctor.flow.times import TimeSampler
@@ -174,6 +175,31 @@ def distill(
 def log(values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor | float) -> None:
     """Keep scalars of this step, as a mapping (names may be any text) or as keywords."""
     _reached("log", values, **scalars)
+
+
+def total(losses: Mapping[str, Tensor | float | None], weights: Mapping[str, float | Tensor] | None = None) -> Tensor:
+    """The weighted total sum_i w_i L_i, 0-d, with its graph: for frameworks that run the backward themselves.
+
+    In a plain loop use `Doctor.backward`. Here the framework's integration (`lossdoctor.integrations`) lets the doctor
+    measure right before the backward of what is returned. losses, weights: as for `Doctor.backward`. Without a doctor
+    it is the total all the same. In an evaluation (no_grad) nothing is recorded.
+    """
+    if torch.compiler.is_compiling():
+        return _plain_total(losses, weights) if _cannot("total") else _summed_uncompiled(losses, weights)
+    return _summed(losses, weights)
+
+
+def _plain_total(losses: Mapping[str, Tensor | float | None], weights: Mapping[str, float | Tensor] | None) -> Tensor:
+    given = named_losses(losses)
+    return weighted_total(given, named_weights(losses, given, weights or {}))
+
+
+def _summed(losses: Mapping[str, Tensor | float | None], weights: Mapping[str, float | Tensor] | None) -> Tensor:
+    found: Tensor = _listeners[-1].total(losses, weights) if _listeners else _plain_total(losses, weights)
+    return found
+
+
+_summed_uncompiled = _disable_dynamo(_summed)
 
 
 def condition(c: T) -> T:

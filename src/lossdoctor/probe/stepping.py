@@ -7,11 +7,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-Hook = Callable[[Optimizer, Any, Any], None]
+Hook = Callable[[Optimizer, Any, Any], Any]
 
 
 class Stepping:
     """Calls `before` and `after` once around each step of each optimizer, with its positional and keyword arguments.
+
+    What `before` returns, if anything, are the arguments the optimizer gets instead.
 
     An optimizer whose `step` calls that of its parent class runs its hooks for both, if any optimizer of the parent
     class was ever made in this process. Steps inside a step are not heard.
@@ -35,12 +37,18 @@ class Stepping:
         for hook in self._hooks:
             hook.remove()
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         depth = self._depth[id(optimizer)] = self._depth.get(id(optimizer), 0) + 1
-        if depth == 1:
-            self._call_before(optimizer, args, kwargs)
+        return self._call_before(optimizer, args, kwargs) if depth == 1 else None
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         depth = self._depth[id(optimizer)] = max(0, self._depth.get(id(optimizer), 0) - 1)
         if depth == 0:
             self._call_after(optimizer, args, kwargs)
+
+
+def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]) -> tuple[Any, Any]:
+    """The arguments of a step with another closure; `args` begins with the optimizer."""
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}

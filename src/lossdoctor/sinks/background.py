@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lossdoctor.record import Record
@@ -43,7 +44,7 @@ class Background:
         self._on_failure = on_failure
         # Taken again by its own thread when a signal handler writes or closes in the middle of a write.
         self._changed = threading.Condition()
-        self._queue: deque[Record | Mapping[str, Any]] = deque(maxlen=capacity)
+        self._queue: deque[Record | Path | Mapping[str, Any]] = deque(maxlen=capacity)
         self._closing = self._ended = False
         self._process = os.getpid()
         self._thread: threading.Thread | None = None
@@ -69,6 +70,15 @@ class Background:
         """Hand an event over, in order with the records."""
         self._put((event,))
 
+    @property
+    def takes_report(self) -> bool:
+        """Whether the sink does something with a report."""
+        return type(self._sink).report is not Sink.report and self.failure is None
+
+    def report(self, path: Path) -> None:
+        """Hand the report of the finished run over; the file must stay until `close`."""
+        self._put((path,))
+
     def close(self, timeout: float = CLOSE_SECONDS) -> bool:
         """Let the sink take what is queued and close, for at most `timeout` seconds. Whether it has; callable again."""
         atexit.unregister(self.close)
@@ -90,7 +100,7 @@ class Background:
         self._fail(TimeoutError(f"not finished {timeout:g} s after the run; {waiting} records or events were waiting"))
         return False
 
-    def _put(self, items: Sequence[Record] | tuple[Mapping[str, Any]]) -> None:
+    def _put(self, items: Sequence[Record] | tuple[Mapping[str, Any] | Path]) -> None:
         if os.getpid() != self._process:
             return  # a forked child, such as a data loader's worker: the sink is the parent's
         with self._changed:
@@ -119,7 +129,7 @@ class Background:
             self._ended = True
             self._changed.notify_all()
 
-    def _collect(self) -> list[Record | Mapping[str, Any]]:
+    def _collect(self) -> list[Record | Path | Mapping[str, Any]]:
         """Wait for work, and for a moment more of it, and take it. Empty when there will be no more."""
         with self._changed:
             while not self._queue and not self._closing:
@@ -134,14 +144,16 @@ class Background:
             self._queue.clear()
             return batch
 
-    def _give(self, batch: list[Record | Mapping[str, Any]]) -> None:
+    def _give(self, batch: list[Record | Path | Mapping[str, Any]]) -> None:
         for is_record, group in itertools.groupby(batch, key=lambda item: isinstance(item, Record)):
             if is_record:
                 self._sink.write([item for item in group if isinstance(item, Record)])
             else:
-                for event in group:
-                    if not isinstance(event, Record):
-                        self._sink.event(event)
+                for item in group:
+                    if isinstance(item, Path):
+                        self._sink.report(item)
+                    elif not isinstance(item, Record):
+                        self._sink.event(item)
 
     # Anywhere
 

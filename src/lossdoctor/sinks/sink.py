@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lossdoctor.record import Record
@@ -30,6 +31,9 @@ class Sink(ABC):
 
     def event(self, event: Mapping[str, Any]) -> None:  # noqa: B027
         """Take one event, plain JSON: `kind`, `time` in seconds since the epoch, mostly `step`. By default ignored."""
+
+    def report(self, path: Path) -> None:  # noqa: B027
+        """Take the report of the finished run, an HTML file. Called once, before `close`, if it is overridden."""
 
     def close(self) -> None:  # noqa: B027
         """End. Called once, also after a failure of another method."""

@@ -1,0 +1,146 @@
+"""Training by the Hugging Face Trainer with the callback: bit for bit the same, and the numbers of a plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import lossdoctor as ld
+from lossdoctor.integrations.transformers import LossDoctorCallback
+
+WEIGHTS = {"a": 0.5, "flow": 2.0}
+STEPS = 6
+BATCH = 12
+KEYS = ("grad", "descent/", "loss/", "step/", "weight/", "lr/", "wd/", "flow/")
+
+
+class Net(nn.Module):
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Dropout(drop))
+        self.a_head, self.flow_head = nn.Linear(16, 3), nn.Linear(17, 4)
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x)
+        return self.a_head(h), self.flow_head(torch.cat([h, t], -1))
+
+
+def losses(model: nn.Module, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+    a, v = model(x, t)
+    ld.flow(v, -x, t, z1=x)
+    return {"a": a.square().mean(), "flow": (v + x).square().mean()}
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    def __init__(self, rows: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x, self.t = torch.randn(rows, 4, generator=generator), torch.rand(rows, 1, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": self.x[index], "t": self.t[index]}
+
+
+class Mine(Trainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss = ld.total(losses(model, inputs["x"], inputs["t"]), WEIGHTS)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> None:
+        return None  # in order
+
+
+class Keeping(TrainerCallback):
+    def __init__(self) -> None:
+        self.after: list[Tensor] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        self.after += [p.detach().clone() for p in model.parameters()] + [torch.get_rng_state()]
+
+
+def trainer(folder: Path, *, micro: int = 1, clip: float = 0.0, drop: float = 0.0, **more: Any) -> Mine:
+    torch.manual_seed(0)
+    settings = {
+        "max_steps": STEPS,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "learning_rate": 0.01,
+        **more,
+    }
+    args = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no",
+        per_device_train_batch_size=BATCH, gradient_accumulation_steps=micro, max_grad_norm=clip,
+        remove_unused_columns=False, **settings,
+    )  # fmt: skip
+    return Mine(model=Net(drop), args=args, train_dataset=Rows(STEPS * micro * BATCH), eval_dataset=Rows(BATCH))
+
+
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "evaluated": {"eval_strategy": "steps", "eval_steps": 2},
+    "all": {"micro": 2, "clip": 0.1, "drop": 0.3, "bf16": True},
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_training_is_bit_for_bit_the_same(name: str, tmp_path: Path) -> None:
+    kept: list[list[Tensor]] = []
+    for watched in (False, True):
+        training, keeping = trainer(tmp_path, **PROGRAMS[name]), Keeping()
+        training.add_callback(keeping)
+        doctor = LossDoctorCallback(training, heads=["a_head"], every=2, strict=True)
+        if watched:
+            training.add_callback(doctor)
+        training.train()
+        kept.append(keeping.after)
+    assert len(kept[0]) == len(kept[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+    assert doctor.doctor is not None
+    assert doctor.doctor.step == STEPS
+    assert "backward" not in vars(training.accelerator)
+    assert {"grad/a", "grad_cos/a|flow", "descent/flow", "grad_module/a/a_head"} <= set(doctor.doctor.run)
+    assert not [event for event in doctor.doctor.run.events if event["kind"] in ("failure", "passed_over")]
+
+
+def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    training = trainer(tmp_path, micro=2, clip=0.1)
+    callback = LossDoctorCallback(training, heads=["a_head"], every=1, strict=True)
+    training.add_callback(callback)
+    training.train()
+    assert callback.doctor is not None
+    found = callback.doctor.run
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    rows = Rows(STEPS * 2 * BATCH)
+    with ld.Doctor(model, optimizer, heads={"a_head": model.a_head}, every=1, strict=True) as doctor:
+        for x, t in zip(rows.x.split(2 * BATCH), rows.t.split(2 * BATCH), strict=True):
+            doctor.backward(losses(model, x, t), WEIGHTS)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    wanted = doctor.run
+    names = [name for name in wanted if name.startswith(KEYS)]
+    assert {"grad/clip_ratio", "grad/flow", "step/a_head_grad_norm", "descent/a"} <= set(names)
+    for name in names:
+        assert found[name].values == pytest.approx(wanted[name].values, rel=2e-3, abs=1e-6), name
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = trainer(tmp_path / "out", save_strategy="steps", save_steps=3, max_steps=3)
+    first.add_callback(LossDoctorCallback(first, run=run, every=1))
+    first.train()
+    second = trainer(tmp_path / "out")
+    second.add_callback(LossDoctorCallback(second, run=run, every=1))
+    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert list(ld.Run.open(run)["grad/a"].steps) == list(range(STEPS))
