@@ -24,6 +24,7 @@ from lossdoctor.rules.finding import (
     Message,
     Outcome,
     Skipped,
+    say,
 )
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd102_weak_gradient import WeakGradient
@@ -95,6 +96,7 @@ __all__ = [
     "Skipped",
     "every_rule",
     "origin",
+    "say",
 ]
 
 RULES: tuple[type[Rule], ...] = (

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lossdoctor.rules import Cause, Clear, Evidence, Fired, Outcome, Rule, RunView, Skipped
-from lossdoctor.rules.finding import say
+from lossdoctor.rules import Cause, Clear, Evidence, Fired, Outcome, Rule, RunView, Skipped, say
 from lossdoctor.rules.fixes import edit, scale_weight
 from lossdoctor.rules.view import LEAST, span
 
