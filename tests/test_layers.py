@@ -13,7 +13,7 @@ import lossdoctor
 
 LAYERS = [
     "errors",
-    "record config keys kinds arms messages",
+    "record config keys kinds arms messages plugins",
     "curves linalg flow losses",
     "probe",
     "metrics treat",
@@ -27,7 +27,7 @@ LAYERS = [
     "integrations cli",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
-WITHOUT_TORCH = "record config keys kinds arms messages curves store rules diagnose report exchange live cli"
+WITHOUT_TORCH = "record config keys kinds arms messages plugins curves store rules diagnose report exchange live cli"
 ROOT = Path(lossdoctor.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or not path.stem.startswith("__"))
 

@@ -8,6 +8,7 @@ together, the one nearest to the root first.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ from typing import Any
 from lossdoctor import __version__
 from lossdoctor.curves import adjusted
 from lossdoctor.errors import UsageError, mismatch
-from lossdoctor.messages import default_language
-from lossdoctor.rules import RULES, Clear, Finding, Fired, Message, Outcome, Rule, RunView, Skipped
+from lossdoctor.messages import default_language, languages
+from lossdoctor.rules import Clear, Finding, Fired, Message, Outcome, Rule, RunView, Skipped, every_rule
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES, Severity, say
 from lossdoctor.rules.preflight_events import events_of, with_preflight
 from lossdoctor.rules.receipts import Treated, to_json
@@ -141,7 +142,8 @@ class Diagnosis:
 def diagnose(run: Readable | RunView, *, rules: Iterable[Rule] | None = None, name: str | None = None) -> Diagnosis:
     """Judge a run by every rule, or by those given. Never raises for what is in the run; needs no torch.
 
-    name: what to call the run, by default its folder. A rule that fails is skipped, with its error as the reason.
+    rules: ours and those of plugins by default. name: what to call the run, by default its folder. A rule
+    that fails is skipped, with its error as the reason.
     """
     view = run if isinstance(run, RunView) else RunView(run)
     asked = configured() if rules is None else tuple(rules)
@@ -187,9 +189,10 @@ def configured(
 
     Raises UsageError for a code that begins no rule, a field the rule does not have, or a value of another type.
     """
+    rules = every_rule()
     for given in (*select, *ignore, *(settings or {})):
-        if not any(_means(given, rule) for rule in RULES):
-            known = ", ".join(sorted({rule.code[:3] for rule in RULES}))
+        if not any(_means(given, rule) for rule in rules):
+            known = ", ".join(sorted({rule.code[:3] for rule in rules}))
             raise UsageError(
                 mismatch(
                     "There is no such rule.",
@@ -198,7 +201,7 @@ def configured(
                     "list the rules with: lossdoctor explain",
                 )
             )
-    asked = [rule for rule in RULES if not select or any(_means(code, rule) for code in select)]
+    asked = [rule for rule in rules if not select or any(_means(code, rule) for code in select)]
     asked = [rule for rule in asked if not any(_means(code, rule) for code in ignore)]
     return tuple(_with_settings(rule, (settings or {}).get(rule.code, {})) for rule in asked)
 
@@ -234,15 +237,40 @@ def _with_settings(rule: type[Rule], settings: Mapping[str, Any]) -> Rule:
 
 
 def _judge(rule: Rule, run: RunView) -> Outcome:
+    try:
+        return _told(rule, _asked(rule, run))
+    except (Exception, SystemExit) as error:  # the other rules still have something to say
+        return Skipped(say("skip.failed", error=f"{type(error).__name__}: {error}"))
+
+
+def _asked(rule: Rule, run: RunView) -> Outcome:
     if rule.kind is not None and not run.of_kind(rule.kind):
         return Skipped(say("skip.kind", kind=rule.kind), say("enable.kind", kind=rule.kind))
     missing = [need for need in rule.needs if not any(_there(one, run) for one in need.split(" or "))]
     if missing:
         return _unasked(rule, run, missing)
-    try:
-        return _in_time(rule, rule.check(run), run)
-    except Exception as error:  # the other rules still have something to say
-        return Skipped(say("skip.failed", error=f"{type(error).__name__}: {error}"))
+    return _in_time(rule, rule.check(run), run)
+
+
+def _told(rule: Rule, outcome: Outcome) -> Outcome:
+    """The outcome, if every form of a diagnosis can tell it, which of rules by others nobody knows. Raises if not."""
+    if not isinstance(outcome, Fired | Clear | Skipped):
+        raise TypeError(f"check answered {outcome!r}, which is neither Fired, Clear nor Skipped")
+    if isinstance(outcome, Skipped):
+        for message in filter(None, (outcome.reason, outcome.enable)):
+            _ = [message.text(lang) for lang in languages()]
+        return outcome
+    for finding in outcome.findings if isinstance(outcome, Fired) else ():
+        if finding.code != rule.code:
+            raise ValueError(f"a finding of {finding.code}, not of {rule.code}")
+        _importance(finding)  # raises for words that have no place in the order
+        numbers = [number for one in finding.evidence for number in (one.value, one.threshold)]
+        if not all(number is None or isinstance(number, int | float) for number in numbers):
+            raise TypeError(f"evidence that is no number: {numbers}")
+        _ = [json.dumps(_finding_json(finding, lang)) for lang in languages()]
+    if wrong := [p for p in _tests([outcome]) if not 0 <= p <= 1]:
+        raise ValueError(f"no probabilities: {wrong}")
+    return outcome
 
 
 def _in_time(rule: Rule, outcome: Outcome, run: RunView) -> Outcome:

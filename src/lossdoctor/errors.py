@@ -25,6 +25,10 @@ class MissingExtraError(LossDoctorError, ImportError):
         )
 
 
+class PluginError(LossDoctorError, ImportError):
+    """Something of another package, found by its entry point, cannot be used."""
+
+
 class RunError(LossDoctorError):
     """A run folder cannot be used: not a run, of another version, or torn beyond repair."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -29,7 +27,7 @@ def call(*arguments: str) -> Result:
 
 def test_the_choices_are_what_can_be_written() -> None:
     (option,) = (one for one in command.params if one.name == "form")
-    assert list(typing.cast(click.Choice[str], option.type).choices) == list(TARGETS)
+    assert option.metavar == f"[{'|'.join(TARGETS)}]", "sinks of other packages are formats too, and not listed"
 
 
 @pytest.mark.parametrize("target", ["out.csv", "deep/er/out.jsonl"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import keyword
+import os
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,8 +16,9 @@ import click
 from lossdoctor import __version__
 from lossdoctor.cli.columns import Context
 from lossdoctor.cli.options import Settings, global_options, settings, speak
-from lossdoctor.errors import LossDoctorError
+from lossdoctor.errors import LossDoctorError, LossDoctorWarning
 from lossdoctor.messages import default_language
+from lossdoctor.plugins import SWITCH
 
 COMMANDS = (
     "ablate",
@@ -62,15 +67,49 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_sentences():
+                return super().invoke(ctx)
         except LossDoctorError as error:
             raise Refused(str(error)) from error
+
+
+@contextlib.contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Our warnings go to standard error without the place in the source that Python puts before them."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, LossDoctorWarning):
+            click.echo(f"Warning: {message}", err=True)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
+
+
+def _leave_plugins_out(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Through the environment, which processes started from here inherit."""
+    if value:
+        before = os.environ.get(SWITCH)
+        os.environ[SWITCH] = "off"
+        ctx.call_on_close(lambda: _restore(before))
+
+
+def _restore(before: str | None) -> None:
+    os.environ.pop(SWITCH, None)
+    if before is not None:
+        os.environ[SWITCH] = before
 
 
 @click.group(
     "lossdoctor", cls=_Commands, context_settings={"max_content_width": 80, "help_option_names": ["-h", "--help"]}
 )
 @global_options
+@click.option("--no-plugins", is_flag=True, is_eager=True, expose_value=False, callback=_leave_plugins_out)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """The group itself does nothing."""

@@ -9,7 +9,7 @@ import click
 
 from lossdoctor.cli.options import Settings, global_options, settings
 from lossdoctor.errors import UsageError, mismatch
-from lossdoctor.messages import text
+from lossdoctor.messages import has, text
 
 if TYPE_CHECKING:
     from lossdoctor.rules import Rule
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(ctx: click.Context, *, code: str | None) -> None:
     """Its help text is in the message catalogues."""
-    from lossdoctor.rules import RULES
+    from lossdoctor.rules import every_rule
 
-    talk = settings(ctx)
+    talk, rules = settings(ctx), every_rule()
     if code is None:
-        _list(RULES, talk)
+        _list(rules, talk)
         return
-    rule = next((rule for rule in RULES if code.upper() == rule.code or code == rule.name), None)
+    rule = next((rule for rule in rules if code.upper() == rule.code or code == rule.name), None)
     if rule is None:
         import difflib
 
-        near = difflib.get_close_matches(code, [x for r in RULES for x in (r.code, r.name)], n=3)
+        near = difflib.get_close_matches(code, [x for r in rules for x in (r.code, r.name)], n=3)
         expected = " | ".join(near) or "a code such as GRD101"
         raise UsageError(mismatch("There is no such rule.", expected, code, "list the rules with: lossdoctor explain"))
     from rich.text import Text
@@ -41,9 +41,13 @@ def command(ctx: click.Context, *, code: str | None) -> None:
 
 def page(rule: type[Rule], lang: str) -> str:
     """The page of a rule in a language, with its thresholds as they are."""
+    from lossdoctor.rules import origin
+
     told = _told(rule, lang)
     status = text("explain.since", lang, status=text(f"status.{rule.status}", lang), since=rule.since)
     lines = [f"{rule.code} {rule.name} ({status})", "", told]
+    if package := origin(rule):
+        lines += ["", text("explain.plugin", lang, package=package)]
     if rule.needs:
         lines += ["", text("explain.needs", lang, needs=", ".join(rule.needs))]
     if thresholds := rule.thresholds():
@@ -56,7 +60,7 @@ def _told(rule: type[Rule], lang: str) -> str:
     """The page, one line for each of its parts, so that whoever shows it breaks lines where there is no more room."""
     from lossdoctor.rules.rule import HEADINGS
 
-    if lang != "en":
+    if lang != "en" and has(f"rule.{rule.code}.page", lang):
         return text(f"rule.{rule.code}.page", lang)
     parts: list[str] = []
     for line in inspect.cleandoc(rule.page()).splitlines():

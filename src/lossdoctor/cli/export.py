@@ -14,7 +14,7 @@ from lossdoctor.messages import text
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE|DIR", required=True)
-@click.option("--format", "form", type=click.Choice(["csv", "jsonl", "tensorboard"]))
+@click.option("--format", "form", metavar="[csv|jsonl|tensorboard]")
 @click.option("--select", multiple=True, metavar="PATTERN")
 @global_options
 @click.pass_context

@@ -58,7 +58,12 @@ def speak(command: click.Command, lang: str, parent: click.Context | None = None
     """Give a command its help texts: `cli.<command>`, and for options `cli.<command>.<option>` or `cli.<option>`."""
     catalogue = keys(lang)
     command.help = text(f"cli.{command.name}", lang)
-    for parameter in command.get_params(click.Context(command, parent=parent, **command.context_settings)):
+    context = click.Context(command, parent=parent, **command.context_settings)
+    help_option = command.get_help_option(context)
+    if help_option is not None and not any("--help" in parameter.opts for parameter in command.params):
+        # Old versions of click make it anew each time they are asked, without our text.
+        command.params.append(help_option)
+    for parameter in command.params:
         if isinstance(parameter, click.Option):
             flag = max(parameter.opts, key=len).strip("-").replace("-", "_")
             own = f"cli.{command.name}.{flag}"

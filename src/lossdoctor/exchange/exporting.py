@@ -9,7 +9,8 @@ from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
-from lossdoctor.errors import RunExistsError, RunWriteError, UsageError, mismatch
+from lossdoctor import sinks
+from lossdoctor.errors import LossDoctorError, RunExistsError, RunWriteError, UsageError, mismatch
 from lossdoctor.exchange.reading import batches
 from lossdoctor.exchange.source import near
 from lossdoctor.exchange.writing import Written, by_step
@@ -33,15 +34,19 @@ def export(
 ) -> Written:
     """Write a run into a new file or folder.
 
-    format: one of TARGETS; by the suffix of the target by default. select: names or patterns (`loss/*`) of the metrics
+    format: one of TARGETS, or a sink of another package that is made from one path; by the suffix of the target by
+    default. select: names or patterns (`loss/*`) of the metrics
     to write; all by default. CSV and JSONL hold every number bit for bit, JSONL the events too; TensorBoard keeps
     float32. Takes the memory of about a million points, however long the run.
 
     Raises UsageError for a format or a selection that cannot be, RunExistsError when the target is there already,
-    RunWriteError when it cannot be written, MissingExtraError for TensorBoard without tensorboardX.
+    RunWriteError when it cannot be written, MissingExtraError for TensorBoard without tensorboardX,
+    PluginError when a sink of another package fails.
     """
     target = Path(target)
-    make = TARGETS[_format(target, format)]
+    found = _format(target, format)
+    other = None if found in TARGETS else sinks.others()[found]
+    make: Callable[..., Sink] = TARGETS[found] if other is None else sinks.loaded(other)
     names = _selected(run, select)
     _check_free(target)
     try:
@@ -60,6 +65,10 @@ def export(
                 "free space, or choose another place",
             )
         ) from error
+    except Exception as error:
+        if other is None or isinstance(error, LossDoctorError):
+            raise
+        raise other.unusable("a sink that is made from one path and takes records", error) from error
     return written
 
 
@@ -81,12 +90,12 @@ def _write(run: Run, names: Sequence[str], sink: Sink) -> Written:
 
 def _format(target: Path, name: str | None) -> str:
     found = SUFFIXES.get(target.suffix.lower(), "") if name is None else name
-    if found not in TARGETS:
+    if found not in TARGETS and (name is None or name not in sinks.others()):
         raise UsageError(
             mismatch(
                 "It is not clear what to write." if name is None else "There is no such format.",
-                f"one of {', '.join(TARGETS)}",
-                f"the suffix {target.suffix!r}" if name is None else name,
+                f"one of {', '.join([*TARGETS, *sinks.others()])}",
+                f"the suffix {target.suffix!r}" if name is None else repr(name),
                 "end the name in .csv or .jsonl, or add --format",
             )
         )

@@ -2,6 +2,7 @@
 
 Every language has the same files, and every file the same keys: metrics, the report, one file per family of rules. Only
 the page of a rule, `rule.<code>.page`, is missing in English: there it is the docstring of the rule.
+Texts of plugins are added behind ours; a language they lack falls back to their English.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Mapping
 from importlib import resources
 
 from lossdoctor.errors import UsageError, mismatch
 
 _LANGUAGES = ("en", "zh-CN")
+_ADDED: dict[str, dict[str, str]] = {lang: {} for lang in _LANGUAGES}
 
 
 def languages() -> tuple[str, ...]:
@@ -27,8 +30,9 @@ def text(key: str, lang: str = "en", **params: object) -> str:
     Raises UsageError for an unknown language, KeyError for a message or a placeholder that is missing: a mistake in the
     program, which the tests look for.
     """
-    catalogue = _catalogue(lang)
-    if key not in catalogue:
+    own = _catalogue(lang)
+    catalogue = next((one for one in (own, _ADDED[lang], _ADDED["en"]) if key in one), None)
+    if catalogue is None:
         raise KeyError(f"no message {key!r}; add it to a file of messages/{lang}/ and to the other languages")
     try:
         return catalogue[key].format(**params)
@@ -36,8 +40,22 @@ def text(key: str, lang: str = "en", **params: object) -> str:
         raise KeyError(f"message {key!r} needs the parameter {missing}, and got {sorted(params)}") from missing
 
 
+def has(key: str, lang: str) -> bool:
+    """Whether the message is there in this very language."""
+    return key in _catalogue(lang) or key in _ADDED[lang]
+
+
+def add(lang: str, texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Add texts of a plugin. Returns the keys that are taken by other words, which stay as they are."""
+    taken = []
+    for key, message in texts.items():
+        if key in _catalogue(lang) or _ADDED[lang].setdefault(key, message) != message:
+            taken.append(key)
+    return tuple(taken)
+
+
 def keys(lang: str = "en") -> tuple[str, ...]:
-    """All message keys of a language, in the order of its catalogue."""
+    """All message keys of a language, in the order of its catalogue, without those of plugins."""
     return tuple(_catalogue(lang))
 
 

@@ -6,6 +6,7 @@ torch.compile itself is imported by nothing here: that takes seconds, and most r
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,13 +37,11 @@ def keep_activations() -> Callable[[], None]:
     The cache of compiled code on disk does not ask whether buffers were donated, and would hand out code that writes
     over activations even so; a tag of its own keeps it apart.
     """
-    # Ahead of the first compilation these modules are not there; importing them alone costs milliseconds.
-    import torch._functorch.config
-    import torch.compiler.config
-
-    wanted: list[tuple[Any, str, Any]] = [(torch._functorch.config, "donated_buffer", False)]
-    if hasattr(torch.compiler.config, "cache_key_tag"):
-        wanted.append((torch.compiler.config, "cache_key_tag", f"{torch.compiler.config.cache_key_tag}{_TAG}"))
+    wanted: list[tuple[Any, str, Any]] = []
+    if hasattr(functorch := _settings("torch._functorch.config"), "donated_buffer"):
+        wanted.append((functorch, "donated_buffer", False))
+    if hasattr(compiler := _settings("torch.compiler.config"), "cache_key_tag"):
+        wanted.append((compiler, "cache_key_tag", f"{compiler.cache_key_tag}{_TAG}"))
     before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
     for where, name, value in wanted:
         setattr(where, name, value)
@@ -52,6 +51,17 @@ def keep_activations() -> Callable[[], None]:
             setattr(where, name, value)
 
     return undo
+
+
+def _settings(module: str) -> Any:
+    """Ahead of the first compilation it is not there, and importing it alone costs milliseconds.
+
+    None where torch has none: `torch.compiler.config` is not in all versions since 2.5.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from lossdoctor.rules.finding import (
     Message,
     Outcome,
     Skipped,
+    say,
 )
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd102_weak_gradient import WeakGradient
@@ -43,6 +44,7 @@ from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 from lossdoctor.rules.opt705_ema_stuck import EmaStuck
 from lossdoctor.rules.opt706_ema_too_slow import EmaTooSlow
 from lossdoctor.rules.opt707_lost_accumulation import LostAccumulation
+from lossdoctor.rules.plugged import NotLoaded, added, origin
 from lossdoctor.rules.pre001_function_failed import FunctionFailed
 from lossdoctor.rules.pst301_prior_not_approached import PriorNotApproached
 from lossdoctor.rules.pst302_off_prior_sample import OffPriorSample
@@ -88,10 +90,14 @@ __all__ = [
     "Fired",
     "Fix",
     "Message",
+    "NotLoaded",
     "Outcome",
     "Rule",
     "RunView",
     "Skipped",
+    "every_rule",
+    "origin",
+    "say",
 ]
 
 RULES: tuple[type[Rule], ...] = (
@@ -159,4 +165,9 @@ RULES: tuple[type[Rule], ...] = (
     StructurelessLatent,
     TargetOffPath,
 )
-"""Every rule, sorted by code."""
+"""Every rule of ours, sorted by code."""
+
+
+def every_rule() -> tuple[type[Rule], ...]:
+    """Ours, and behind them those of other packages, which the first call imports; see `docs/plugins.md`."""
+    return (*RULES, *added(RULES))

@@ -10,7 +10,7 @@ from typing import Any
 from lossdoctor import __version__
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.report.wording import visible
-from lossdoctor.rules import RULES, Finding
+from lossdoctor.rules import Finding, every_rule
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVEL = {"error": "error", "warning": "warning", "info": "note"}
@@ -26,7 +26,7 @@ def _run(diagnosis: Diagnosis, lang: str) -> dict[str, Any]:
     found = {finding.code for finding in diagnosis.findings}
     rules = [
         {"id": rule.code, "name": rule.name, "shortDescription": {"text": rule.page().strip().splitlines()[0]}}
-        for rule in RULES
+        for rule in every_rule()
         if rule.code in found
     ]
     place = {rule["id"]: index for index, rule in enumerate(rules)}

@@ -1,0 +1,1 @@
+"""A rule and a sink for lossdoctor, as an example."""

@@ -1,0 +1,1 @@
+"""The texts of this package, one file per language."""
