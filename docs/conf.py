@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from furo.navigation import get_navigation_tree
+from sphinx.addnodes import toctree
 from sphinx.application import Sphinx
+from sphinx.environment.adapters.toctree import TocTree
 
 from lossdoctor import __version__ as release
 from lossdoctor.keys import FAMILIES, KEYS
@@ -35,14 +38,11 @@ Every name a metric can have. `<loss>`, `<head>` and `<module>` stand for your n
 way from source to target, `@K` for a number of solver steps. Formulas, ranges and the cases in which a metric is
 undefined (and then absent) are in the docstrings of `lossdoctor.metrics`.
 """,
-    "zh-CN": """# 指标
-
-指标可能有的每一个名字。`<loss>`、`<head>` 和 `<module>` 代表你自己的名字，`{0..9}` 代表从源端到目标的十分之一段。
-
-`@K` 代表求解器的步数。
-
-公式、取值范围，以及指标在什么情况下没有定义（这时它不出现），见 `lossdoctor.metrics` 的文档字符串（英文）。
-""",
+    "zh-CN": (
+        "# 指标\n\n指标可能有的每一个名字。`<loss>`、`<head>` 和 `<module>` 代表你自己的名字，"
+        "`{0..9}` 代表从源端到目标的十分之一段，`@K` 代表求解器的步数。"
+        "公式、取值范围，以及指标在什么情况下没有定义（这时它不出现），见 `lossdoctor.metrics` 的文档字符串（英文）。\n"
+    ),
 }
 COLUMNS = {"en": "| name | meaning |", "zh-CN": "| 名字 | 含义 |"}
 
@@ -111,12 +111,20 @@ def link_languages(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += "\n只有英文的页面：\n\n" + "".join(f"* [](../{name}.md)\n" for name in ENGLISH_ONLY)
 
 
-def tell_language(_app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
-    """Browsers choose the font, and screen readers the voice, by the language of the page."""
-    if page.startswith("zh-CN/"):
-        context["language"] = "zh-CN"
+def frame(app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
+    """Around a page: its language, by which browsers choose the font, and ways to pages of the same language."""
+    chinese = page.startswith("zh-CN/")
+    for way in ("prev", "next"):
+        if (there := context.get(way)) and there["link"].startswith("../" if chinese else "zh-CN/"):
+            context[way] = None
+    if not chinese:
+        return
+    (listed,) = app.env.get_doctree("zh-CN/index").findall(toctree)
+    pages = TocTree(app.env).resolve(page, app.builder, listed, titles_only=True, includehidden=True)
+    context["furo_navigation_tree"] = get_navigation_tree(app.builder.render_partial(pages)["fragment"])
+    context |= {"language": "zh-CN", "master_doc": "zh-CN/index", "docstitle": f"{project} {release} 文档"}
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", link_languages)
-    app.connect("html-page-context", tell_language)
+    app.connect("html-page-context", frame, priority=900)  # after the theme's

@@ -166,20 +166,24 @@ def test_the_readmes_link_each_other() -> None:
 
 
 class Page(HTMLParser):
-    """Language, links, and text outside of code of a built page."""
+    """Language, links, those in the article, and text outside of code of a built page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.lang, self.links, self.text, self._code = "", set[str](), "", 0
+        self.lang, self.links, self.inner, self.text, self._code = "", set[str](), set[str](), "", 0
+        self._article = False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.lang = given["lang"] or "" if tag == "html" else self.lang
+        self._article |= tag == "article"
         self.links |= {given.get("href") or ""}
+        self.inner |= {given.get("href") or ""} if self._article else set()
         self._code += tag in ("code", "pre", "script", "style")
 
     def handle_endtag(self, tag: str) -> None:
+        self._article &= tag != "article"
         self._code -= tag in ("code", "pre", "script", "style")
 
     def handle_data(self, data: str) -> None:
@@ -196,12 +200,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_built_pages_link_each_other_and_say_their_language(site: Path) -> None:
-    for name in (*translations.TRANSLATED, *translations.GENERATED):
+    names = (*translations.TRANSLATED, *translations.GENERATED)
+    for name in names:
         english, chinese = Page(site / f"{name}.html"), Page(site / "zh-CN" / f"{name}.html")
-        own = "#" if name == "index" else f"../{name}.html"
-        assert f"zh-CN/{name}.html" in english.links
-        assert {f"../{name}.html", own} & chinese.links
         assert (english.lang, chinese.lang) == ("en", "zh-CN")
+        assert english.inner & {f"zh-CN/{other}.html" for other in names} == {f"zh-CN/{name}.html"}
+        assert chinese.links & {f"../{other}.html" for other in names} == {f"../{name}.html"}
         assert not re.search(r"\*\*|\]\(", chinese.text), f"{name}: markup that was not understood"
 
 
