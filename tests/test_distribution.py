@@ -136,14 +136,20 @@ def test_every_module_can_be_imported_with_the_core_alone(clean: Path, tmp_path:
     optional = sorted({Requirement(text).name for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]})
     code = f"""
 import importlib, importlib.metadata, pkgutil, sys, lossdoctor
+from lossdoctor.errors import MissingExtraError
 assert lossdoctor.__file__.startswith(sys.prefix), lossdoctor.__file__
 here = {{one.metadata["Name"] for one in importlib.metadata.distributions()}}
 assert not here & set({optional}), here
 for module in pkgutil.walk_packages(lossdoctor.__path__, "lossdoctor."):
-    if not module.name.endswith("__main__"): importlib.import_module(module.name)
+    if not module.name.endswith("__main__"):
+        try: importlib.import_module(module.name)
+        except MissingExtraError as error: print(module.name, error)
 """
     done = ran([clean / "python", "-W", "error", "-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
+    doors = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith("lossdoctor.")]
+    assert {door for door, _ in doors} <= {"lossdoctor.integrations.lightning", "lossdoctor.integrations.transformers"}
+    assert all(door.split(".")[-1] in told for door, told in doors), "the error names the extra"
 
 
 def test_it_is_used_from_beginning_to_end_with_the_core_alone(clean: Path, tmp_path: Path) -> None:
