@@ -145,7 +145,7 @@ for module in pkgutil.walk_packages(lossdoctor.__path__, "lossdoctor."):
         try: importlib.import_module(module.name)
         except MissingExtraError as error: print(module.name, error)
         except ModuleNotFoundError as error:
-            if not module.name.startswith("lossdoctor.live.") or error.name != "starlette": raise  # `serve` names its extra
+            if not module.name.startswith("lossdoctor.live.") or error.name != "starlette": raise  # `serve` tells
 """
     done = ran([clean / "python", "-W", "error", "-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
