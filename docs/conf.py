@@ -132,8 +132,8 @@ def link_languages(_app: Sphinx, page: str, source: list[str]) -> None:
     name = page.removeprefix("zh-CN/")
     if name not in (*TRANSLATED, *GENERATED):
         return
-    chinese = page.startswith("zh-CN/")
-    link = f"[English](../{name}.md)" if chinese else f"[简体中文](zh-CN/{name}.md)"
+    top = "../" * page.count("/")
+    link = f"[English]({top}{name}.md)" if page.startswith("zh-CN/") else f"[简体中文]({top}zh-CN/{name}.md)"
     source[0] = re.sub(r"^# .*$", lambda title: f"{title[0]}\n\n{link}", source[0], count=1, flags=re.MULTILINE)
     if page == "zh-CN/index":
         source[0] += "\n只有英文的页面：\n\n" + "".join(f"* [](../{name}.md)\n" for name in ENGLISH_ONLY)
@@ -141,9 +141,9 @@ def link_languages(_app: Sphinx, page: str, source: list[str]) -> None:
 
 def frame(app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
     """Around a page: its language, by which browsers choose the font, and ways to pages of the same language."""
-    chinese = page.startswith("zh-CN/")
+    chinese, top = page.startswith("zh-CN/"), "../" * page.count("/")
     for way in ("prev", "next"):
-        if (there := context.get(way)) and there["link"].startswith("../" if chinese else "zh-CN/"):
+        if (there := context.get(way)) and there["link"].startswith(top if chinese else f"{top}zh-CN/"):
             context[way] = None
     if not chinese:
         return

@@ -44,6 +44,20 @@ TRANSLATED = (
     "sketch",
     "traps",
     "limits",
+    "symptoms/index",
+    "symptoms/condition-ignored",
+    "symptoms/constant-distillation",
+    "symptoms/ema-samples",
+    "symptoms/flat-loss",
+    "symptoms/kl-to-zero",
+    "symptoms/more-steps",
+    "symptoms/nan",
+    "symptoms/noise-samples",
+    "symptoms/one-dominates",
+    "symptoms/perfect-student",
+    "symptoms/scale",
+    "symptoms/several-gpus",
+    "symptoms/sigma-to-zero",
 )
 GENERATED = ("rules", "metrics")  # written by conf.py in every language, from the catalogues
 ENGLISH_ONLY = (  # results, and what is for developers of this program
@@ -97,8 +111,11 @@ def faults(page: str, root: Path = ROOT) -> list[str]:
 
 def unlisted(folder: Path = ROOT / "docs") -> list[str]:
     """Pages of which nobody has said whether they are to be translated, and listed ones that are gone."""
-    listed, there = {*TRANSLATED, *GENERATED, *ENGLISH_ONLY}, {path.stem for path in folder.glob("*.md")} | {*GENERATED}
-    chinese = {path.stem for path in (folder / "zh-CN").glob("*.md")}
+    found = [path.relative_to(folder) for path in folder.rglob("*.md")]
+    names = {path.with_suffix("").as_posix() for path in found if path.parts[0] != "_build"}
+    chinese = {name.removeprefix("zh-CN/") for name in names if name.startswith("zh-CN/")}
+    there = {name for name in names if not name.startswith("zh-CN/")} | {*GENERATED}
+    listed = {*TRANSLATED, *GENERATED, *ENGLISH_ONLY}
     return [
         *(f"docs/{name}.md: add {name!r} to TRANSLATED or ENGLISH_ONLY" for name in sorted(there - listed)),
         *(f"docs/{name}.md is gone: take {name!r} out of docs/translations.py" for name in sorted(listed - there)),

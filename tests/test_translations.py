@@ -144,13 +144,17 @@ def test_what_is_lost_or_altered_is_named(small: Path, old: str, new: str, names
 
 
 def test_pages_nobody_listed_are_told(tmp_path: Path) -> None:
-    (tmp_path / "zh-CN").mkdir()
-    for name in ("new.md", "zh-CN/own.md"):
+    for folder in ("symptoms", "zh-CN/symptoms"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("new.md", "zh-CN/own.md", "symptoms/new.md", "zh-CN/symptoms/own.md"):
         (tmp_path / name).touch()
     told = "\n".join(translations.unlisted(tmp_path))
     assert "docs/new.md: add 'new' to TRANSLATED or ENGLISH_ONLY" in told
     assert "docs/zh-CN/own.md: add 'own' to TRANSLATED" in told
+    assert "docs/symptoms/new.md: add 'symptoms/new' to TRANSLATED or ENGLISH_ONLY" in told
+    assert "docs/zh-CN/symptoms/own.md: add 'symptoms/own' to TRANSLATED" in told
     assert "docs/preflight.md is gone" in told
+    assert "docs/symptoms/nan.md is gone" in told
 
 
 def test_the_command_refuses_other_files(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,9 +207,10 @@ def test_the_built_pages_link_each_other_and_say_their_language(site: Path) -> N
     names = (*translations.TRANSLATED, *translations.GENERATED)
     for name in names:
         english, chinese = Page(site / f"{name}.html"), Page(site / "zh-CN" / f"{name}.html")
+        top = "../" * name.count("/")
         assert (english.lang, chinese.lang) == ("en", "zh-CN")
-        assert english.inner & {f"zh-CN/{other}.html" for other in names} == {f"zh-CN/{name}.html"}
-        assert chinese.links & {f"../{other}.html" for other in names} == {f"../{name}.html"}
+        assert english.inner & {f"{top}zh-CN/{other}.html" for other in names} == {f"{top}zh-CN/{name}.html"}
+        assert chinese.links & {f"{top}../{other}.html" for other in names} == {f"{top}../{name}.html"}
         assert not re.search(r"\*\*|\]\(", chinese.text), f"{name}: markup that was not understood"
 
 
