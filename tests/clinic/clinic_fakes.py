@@ -96,7 +96,15 @@ class Level(Rule):
     def check(self, run: RunView) -> Outcome:
         if run.now("level") <= self.bar:
             return Clear()
-        return Fired((self.finding(say("rule.RUN001"), causes=[Cause("weight-too-small")], p=self.p or None),))
+        return Fired(
+            (
+                self.finding(
+                    say("rule.RUN001", count=9, least=12, steps=40),
+                    causes=[Cause("weight-too-small")],
+                    p=self.p or None,
+                ),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Hint(Rule):
     code, name, severity = "PST301", "always-a-hint", "info"
 
     def check(self, run: RunView) -> Outcome:
-        return Fired((self.finding(say("rule.RUN001"), causes=[Cause("overflow")]),))
+        return Fired((self.finding(say("rule.RUN001", count=9, least=12, steps=40), causes=[Cause("overflow")]),))
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,9 @@ class Surer(Level):
         if run.now("level") <= self.bar:
             return Clear((1.0,))
         p = 1e-9 if run.last_step == STEPS - 1 else 0.04
-        return Fired((self.finding(say("rule.RUN001"), causes=[Cause("weight-too-small")], p=p),))
+        return Fired(
+            (self.finding(say("rule.RUN001", count=9, least=12, steps=40), causes=[Cause("weight-too-small")], p=p),)
+        )
 
 
 class Curable(Fake):

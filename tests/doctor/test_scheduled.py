@@ -138,5 +138,5 @@ def test_an_arm_changes_a_schedule_and_its_own_is_told() -> None:
         doctor.backward(model.losses(torch.randn(4, 4)))
         optimizer.step()
     assert [(event["target"], event["until"]) for event in schedules(doctor.run)] == [
-        ("weight/kl", 30), ("teacher_temp", 10),
+        ("teacher_temp", 10), ("weight/kl", 30),
     ]  # fmt: skip
