@@ -18,6 +18,8 @@ TEXTS = st.one_of(st.text(max_size=40), st.text(st.sampled_from("-u7c/. |2d"), m
 @example("-u7c|u7c-")
 @example("grad_cos/a|b")
 @example("../..//.")
+@example("..0")
+@example("...")
 def test_a_name_comes_back_and_is_allowed(name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 

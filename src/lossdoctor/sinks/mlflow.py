@@ -18,7 +18,7 @@ from lossdoctor.sinks.sink import Sink
 
 # Letters of other alphabets are allowed, colons are not on Windows, and a name is a path that must be in its shortest
 # form: no empty part, none of dots alone.
-_REFUSED = re.compile(r"[^\w./ -]|^/|/$|/(?=/)|(?:(?<=/)|^)\.(?=\.?(?:/|$))|[\ud800-\udfff]|\n")
+_REFUSED = re.compile(r"[^\w./ -]|^/|/$|/(?=/)|^\.(?=\.)|(?:(?<=/)|^)\.(?=\.?(?:/|$))|[\ud800-\udfff]|\n")
 LONGEST = 250
 BATCH = 1000
 """Values MLflow takes at once."""
