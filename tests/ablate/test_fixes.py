@@ -62,6 +62,11 @@ def test_only_what_the_script_has_is_tried() -> None:
     assert arms_for(replace(WEAK, fixes=(fixes.set_knob("other", 1.0),), confirm="without:kl"), SCRIPT) == []
     behind_a_knob = {**SCRIPT, "knobs": ["fix.copy_ema"]}
     assert arms_for(WEAK, behind_a_knob) == ["weight:kl*4", "knob:fix.copy_ema=1", "balance:pcgrad", "weight:kl*2"]
+    heads = ("a", "b", "c", "d")
+    several = replace(
+        WEAK, fixes=tuple(map(fixes.set_decay, heads)), confirm="+".join(f"wd:{head}=0" for head in heads)
+    )
+    assert arms_for(several, {**SCRIPT, "heads": heads})[0] == "wd:a=0+wd:b=0+wd:c=0+wd:d=0", "all of them at once"
     everywhere = replace(WEAK, fixes=(fixes.scale_rate("all", 0.1), fixes.set_decay("all")), confirm=None)
     assert arms_for(everywhere, SCRIPT) == ["lr:all*0.1"]
 

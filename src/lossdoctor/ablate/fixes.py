@@ -123,13 +123,15 @@ def arm_of(fix: Fix) -> str | None:
 
 
 def arms_for(finding: Finding, script: Mapping[str, Iterable[str]]) -> list[str]:
-    """The arms to try for a finding, its own fixes first, then the one that settles it.
+    """The arms to try for a finding: its own fixes, then the one that settles it.
 
+    One that joins several of the fixes goes first: a finding about several heads is gone when all are mended.
     script: what the script has, "losses", "heads" and "knobs"; what it lacks cannot be tried.
     """
     told = [arm for fix in finding.fixes if (arm := arm_of(fix)) is not None]
     if finding.confirm is not None:
-        told.append(finding.confirm)
+        joined = "+" in finding.confirm and set(finding.confirm.split("+")) <= set(told)
+        told = [finding.confirm, *told] if joined else [*told, finding.confirm]
     return [arm for arm in dict.fromkeys(told) if _possible(arm, script)]
 
 
