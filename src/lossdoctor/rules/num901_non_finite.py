@@ -88,7 +88,7 @@ class NonFinite(Rule):
             causes=tuple(map(Cause, dict.fromkeys([*(clue.cause for clue in clues), *usual]))),
             fixes=(
                 *(clue.fix for clue in clues),
-                scale_rate("all", 0.3),
+                scale_rate("all", 0.1),
                 edit("clip_gradients"),
                 edit("detect_anomaly", first, step=step),
             ),
