@@ -13,6 +13,7 @@ from lossdoctor.errors import LossDoctorWarning, RunWriteError, UsageError
 from lossdoctor.record import Record
 from lossdoctor.sinks import Background, Sink
 from lossdoctor.store import MemoryWriter, Run, RunWriter
+from lossdoctor.store.whole import replace_with
 
 
 class Outlet:
@@ -133,7 +134,7 @@ class Outlet:
             from lossdoctor.report.page import page
 
             path = run.path / "report.html"
-            path.write_text(page(run, diagnose(run)), encoding="utf-8")
+            replace_with(path, page(run, diagnose(run)))
         except Exception as error:
             self.failed("report", f"{type(error).__name__}: {error}")
         else:
