@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+# Packages come uncompiled: whoever imports a file first keeps what it compiled, also where the machine says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check format lint types docs bench bench-long clinic fixes cures browser
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
 
 test: $(VENV)/.dev browser  ## the whole test suite, one full demo included
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: format lint types docs test  ## everything that must be green before a change lands
 

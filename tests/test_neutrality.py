@@ -1,4 +1,4 @@
-"""With the doctor on, training is bit for bit what it is without: 200 steps of everything that could be disturbed."""
+"""With the doctor on, training is bit for bit what it is without: each step of everything that could be disturbed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 import lossdoctor as ld
 from lossdoctor.probe.sketch import Sketch
 
-STEPS = 200
+STEPS = {1: 60, 7: 200}
+"""How long a training is watched, by how often it is measured."""
 
 
 class Program(nn.Module):
@@ -89,7 +91,8 @@ def snapshot(program: Program, optimizers: list[torch.optim.Optimizer], ema: nn.
     }
 
 
-def train(setting: Setting, watched: bool, every: int, gradients: str = "exact") -> Iterator[dict[str, Any]]:
+def train(setting: Setting, every: int | None = None, gradients: str = "exact") -> Iterator[dict[str, Any]]:
+    """Every state of a training, watched where it is measured every so many steps."""
     ld.seed_everything(3)
     program = Program(setting.dropout, setting.batch_norm)
     ema = copy.deepcopy(program).requires_grad_(False) if setting.ema else None
@@ -98,7 +101,7 @@ def train(setting: Setting, watched: bool, every: int, gradients: str = "exact")
     optimizers = [setting.optimizer(half, lr=1e-2, **setting.options) for half in halves]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=20) if setting.scaler else None
     doctor = contextlib.nullcontext()
-    if watched:
+    if every is not None:
         doctor = ld.Doctor(
             program,
             optimizers,
@@ -110,7 +113,7 @@ def train(setting: Setting, watched: bool, every: int, gradients: str = "exact")
             strict=True,
         )
     with doctor as active:
-        for _ in range(STEPS):
+        for _ in range(STEPS.get(every, max(STEPS.values()))):
             for _ in range(setting.micro):
                 cond, z1 = torch.randn(48, 6), torch.randn(48, 4)
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
@@ -138,6 +141,12 @@ def train(setting: Setting, watched: bool, every: int, gradients: str = "exact")
                     for slow, fast in zip(ema.parameters(), program.parameters(), strict=True):
                         slow.lerp_(fast, 0.01)
             yield state
+
+
+@cache
+def unwatched(name: str) -> list[dict[str, Any]]:
+    """The training that every watched one is compared with."""
+    return list(train(SETTINGS[name]))
 
 
 def assert_equal(a: Any, b: Any, where: str) -> None:
@@ -176,13 +185,18 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("every", [1, 7])
+def compare(name: str, every: int, gradients: str = "exact") -> None:
+    plain, steps = unwatched(name), 0
+    for step, watched in enumerate(train(SETTINGS[name], every, gradients)):
+        assert_equal(plain[step], watched, f"step {step}")
+        steps += 1
+    assert steps == STEPS[every]
+
+
+@pytest.mark.parametrize("every", STEPS)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_step_is_bit_identical(name: str, every: int) -> None:
-    plain, watched = train(SETTINGS[name], False, every), train(SETTINGS[name], True, every)
-    # One after the other: both draw from the same global streams.
-    for step, (without, measured) in enumerate(zip(list(plain), list(watched), strict=True)):
-        assert_equal(without, measured, f"step {step}")
+    compare(name, every)
 
 
 @pytest.mark.parametrize("name", ["everything", "grad_scaler", "accumulation"])
@@ -196,16 +210,14 @@ def test_every_step_is_bit_identical_with_sketched_gradients(name: str, monkeypa
         return found
 
     monkeypatch.setattr(Sketch, "passes", noted)
-    plain, watched = train(SETTINGS[name], False, 1), train(SETTINGS[name], True, 1, "sketch")
-    for step, (without, measured) in enumerate(zip(list(plain), list(watched), strict=True)):
-        assert_equal(without, measured, f"step {step}")
+    compare(name, 1, "sketch")
     assert set(covered) == {5}, "all but the smallest"
-    assert len(covered) == STEPS * SETTINGS[name].micro
+    assert len(covered) == STEPS[1] * SETTINGS[name].micro
 
 
 def test_the_comparison_can_fail() -> None:
     """A watcher that draws one number, or moves one buffer, is seen."""
-    states = list(train(Setting(batch_norm=True), False, 1))
+    states = unwatched("batch_norm")
     changed = copy.deepcopy(states[5])
     changed["buffers"][0] += 1e-6
     with pytest.raises(AssertionError, match=r"buffers\[0\]"):
