@@ -284,6 +284,32 @@ def test_healthy_a_frozen_head_does_not_decay() -> None:
     assert clear(HeadWeightDecay(), healthy(), facts=facts)
 
 
+def both(curves: Curves, facts: dict[str, Any], every: int = EVERY) -> Diagnosis:
+    diagnosis = diagnose(recorded(curves, facts=facts, every=every), rules=[HeadWeightDecay(), UpdateTooLarge()])
+    told(diagnosis)
+    return diagnosis
+
+
+def test_a_pull_that_comes_from_the_rate_stands_behind_the_rate() -> None:
+    """A rate 150 times too high: rate times decay is large because of it."""
+    curves, facts = decayed(0.01)
+    rates = {f"lr/{head}": list(0.45 * COSINE) for head in HEADS}
+    curves |= {"loss/flow": exploded()["loss/flow"], "step/z_head_rms_update": [0.17] * STEPS} | rates
+    leader, *followers = both(curves, facts).findings
+    [decay] = [finding for finding in followers if finding.code == "OPT703"]
+    assert leader.code == "OPT704"
+    assert (decay.severity, decay.explained_by) == ("warning", "OPT704")
+
+
+@pytest.mark.parametrize(("decay", "harm"), [(0.05, True), (0.01, False)])
+def test_healthy_a_chosen_decay_and_a_rate_that_does_no_harm_stand_for_themselves(decay: float, harm: bool) -> None:
+    curves, facts = decayed(decay)
+    curves |= {"step/z_head_rms_update": [0.17] * STEPS} | ({"loss/flow": exploded()["loss/flow"]} if harm else {})
+    findings = {finding.code: finding for finding in both(curves, facts, every=500).findings}
+    assert findings["OPT703"].explained_by is None
+    assert findings["OPT704"].severity == ("warning" if harm else "info")
+
+
 # OPT704
 
 

@@ -57,7 +57,7 @@ def _explains(root: Finding, other: Finding, rules: Mapping[str, Rule]) -> bool:
         return False
     named = rules[root.code].explains
     if other.code in named or other.code[:3] in named:
-        return True
+        return rules[other.code].follows(other, root)
     # The same root named first by both: the one that is nearer to it leads.
     same = bool(root.causes) and bool(other.causes) and root.causes[0].code == other.causes[0].code
     return same and importance(root) < importance(other)

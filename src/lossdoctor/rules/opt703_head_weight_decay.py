@@ -46,6 +46,10 @@ class HeadWeightDecay(Rule):
         certainty: Certainty = "likely" if pulls[hardest] > self.pull else "suspected"
         return Fired((self.acting(message, seen, decays, pulls[hardest], certainty=certainty),))
 
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate that does harm, unless the decay was chosen: such a one pulls at any rate."""
+        return root.severity != "info" and all(seen.value < self.chosen for seen in finding.evidence)
+
     def acting(
         self,
         message: Message,
