@@ -21,6 +21,7 @@ from lossdoctor.rules.grd104_opposed_gradients import OpposedGradients
 from lossdoctor.rules.grd105_unreached_head import UnreachedHead
 from lossdoctor.rules.grd106_ascending_loss import AscendingLoss
 from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
+from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.strengths import blamed, factor_to, strengths, together
 from lossdoctor.store import MemoryWriter, Run
@@ -634,3 +635,65 @@ def test_the_more_unusual_weight_is_blamed(weights: dict[str, float], doubtful: 
 @pytest.mark.parametrize(("goal", "now", "factor"), [(1.0, 0.3, 3.0), (1.0, 1e-30, 1e12), (1e-30, 1.0, 1e-12)])
 def test_factors_have_one_digit_and_bounds(goal: float, now: float, factor: float) -> None:
     assert factor_to(goal, now) == factor
+
+
+# GRD108
+
+PROBED = {"losses": {**KINDS, "aux": "other"}, "heads": [*HEADS, "aux_head"]}
+
+
+def probed(*reached: str) -> Curves:
+    """The healthy run, and a loss of no known meaning that reaches these modules."""
+    rng = np.random.default_rng(3)
+    own = {"weight/aux": [1.0] * STEPS, "loss/aux": noisy(0.5, rng, 0.05, 2.0), "grad/aux": noisy(0.3, rng)}
+    shared = {f"grad_module/{loss}/trunk": noisy(0.3, rng) for loss in KINDS}
+    return healthy() | own | shared | {f"grad_module/aux/{module}": noisy(0.2, rng) for module in reached}
+
+
+def test_a_loss_that_trains_its_own_head_alone_is_a_remark_that_says_how_to_be_sure() -> None:
+    finding = one(CutOffLoss(), probed("aux_head"), **PROBED)
+    assert (finding.loss, finding.severity, finding.confirm) == ("aux", "info", "without:aux")
+    assert codes(finding) == ["detached-branch"]
+    for lang in ("en", "zh-CN"):
+        message = finding.message.text(lang)
+        assert all(word in message for word in ("aux_head", "trunk", "--ignore GRD108", "without:aux"))
+    zeroed = probed("aux_head") | {"grad_module/aux/trunk": [0.0] * STEPS}
+    assert one(CutOffLoss(), zeroed, **PROBED).loss == "aux", "exactly 0 is no gradient"
+
+
+def test_two_cut_off_losses_do_not_hide_each_other() -> None:
+    curves = probed("aux_head")
+    curves |= {name.replace("aux", "more"): curve for name, curve in curves.items() if "aux" in name}
+    meta = {"losses": {**PROBED["losses"], "more": "other"}, "heads": [*PROBED["heads"], "more_head"]}
+    assert {finding.loss for finding in fired(CutOffLoss(), curves, **meta)} == {"aux", "more"}
+
+
+@pytest.mark.parametrize(
+    ("why", "reached", "meta"),
+    [
+        ("it reaches the trunk", ("aux_head", "trunk"), {}),
+        ("another loss reaches its head", ("dino_head",), {}),
+        ("what it reaches is no head", ("critic",), {}),
+        (
+            "a velocity may be trained on latents that are detached",
+            ("aux_head",),
+            {"losses": {**KINDS, "aux": "velocity"}},
+        ),
+    ],
+)
+def test_healthy_a_loss_is_not_cut_off(why: str, reached: tuple[str, ...], meta: dict[str, Any]) -> None:
+    assert clear(CutOffLoss(), probed(*reached), **{**PROBED, **meta}), why
+
+
+def test_healthy_losses_that_share_nothing() -> None:
+    """A generator and its critic, and one batch that reached the trunk."""
+    apart = {
+        name: curve for name, curve in probed("aux_head").items() if "/trunk" not in name and "/z_head" not in name
+    }
+    assert clear(CutOffLoss(), apart, **PROBED)
+    two = {name: curve for name, curve in probed("aux_head").items() if not any(one in name for one in ("dino", "kl"))}
+    assert clear(CutOffLoss(), two, **PROBED)
+    once = probed("aux_head") | {"grad_module/aux/trunk": [0.1, *[0.0] * (STEPS - 1)]}
+    assert clear(CutOffLoss(), once, **PROBED)
+    short = {name: curve[:6] for name, curve in probed("aux_head").items()}
+    assert ask(CutOffLoss(), short, **PROBED).skipped[0][1].reason.key == "skip.short"
