@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from asking import Asking, Curve, Curves, codes, record, told
 
-from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.record import Record
-from lossdoctor.rules import RULES, Finding, Rule, RunView
+from lossdoctor.diagnose import diagnose
+from lossdoctor.rules import RULES, Rule, RunView
 from lossdoctor.rules.bal801_ratio_out_of_band import RatioOutOfBand
-from lossdoctor.rules.causes import CAUSES
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd102_weak_gradient import WeakGradient
 from lossdoctor.rules.grd103_dominant_gradient import DominantGradient
@@ -24,16 +24,12 @@ from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
 from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.strengths import blamed, factor_to, strengths, together
-from lossdoctor.store import MemoryWriter, Run
 
 OWN = [rule for rule in RULES if rule.code[:3] in ("GRD", "BAL")]
 KINDS = {"flow": "velocity", "dino": "distill", "kl": "kl"}
 HEADS = ("z_head", "flow_head", "dino_head")
 REACH = {"flow": ("z_head", "flow_head"), "dino": ("z_head", "dino_head"), "kl": ("z_head",)}
 EVERY, STEPS = 50, 50
-
-Curve = list[float | None]
-Curves = dict[str, Curve]
 
 
 def noisy(level: float, rng: np.random.Generator, spread: float = 0.15, start: float | None = None) -> Curve:
@@ -94,55 +90,9 @@ def heads_audit(**changed: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": {head: {**fact, **changed.get(head, {})} for head in HEADS}}
 
 
-def recorded(curves: Curves, *, facts: Mapping[str, Any] | None = None, every: int = EVERY, **meta: Any) -> Run:
-    """Curves as a run: None is an absent value."""
-    writer = MemoryWriter({"losses": KINDS, "heads": list(HEADS), **meta})
-    for i in range(max(map(len, curves.values()), default=0)):
-        values = {name: x for name, curve in curves.items() if i < len(curve) and (x := curve[i]) is not None}
-        writer.append([Record(i * every, values, full=True)])
-    if facts is not None:
-        writer.event("audit", step=0, facts=facts)
-    return writer.run()
-
-
-def ask(rule: Rule, curves: Curves, **more: Any) -> Diagnosis:
-    return diagnose(recorded(curves, **more), rules=[rule])
-
-
-def fired(rule: Rule, curves: Curves, **more: Any) -> list[Finding]:
-    diagnosis = ask(rule, curves, **more)
-    assert not [reason for _, reason in diagnosis.skipped if "failed" in reason.reason.key]
-    told(diagnosis)
-    return list(diagnosis.findings)
-
-
-def one(rule: Rule, curves: Curves, **more: Any) -> Finding:
-    (finding,) = fired(rule, curves, **more)
-    return finding
-
-
-def clear(rule: Rule, curves: Curves, **more: Any) -> bool:
-    return ask(rule, curves, **more).clear == (rule.code,)
-
-
-def told(diagnosis: Diagnosis) -> None:
-    """Every finding can be told in both languages, and rests on finite numbers of known steps."""
-    for finding in diagnosis.findings:
-        assert finding.evidence
-        for evidence in finding.evidence:
-            assert math.isfinite(evidence.value)
-            if evidence.first_step is not None:
-                assert evidence.last_step is not None
-                assert 0 <= evidence.first_step <= evidence.last_step < diagnosis.steps
-        assert finding.causes
-        assert all(cause.code in CAUSES for cause in finding.causes)
-        assert finding.p is None or 0 <= finding.p <= 1
-    for lang in ("en", "zh-CN"):
-        diagnosis.to_json(lang)
-
-
-def codes(finding: Finding) -> list[str]:
-    return [cause.code for cause in finding.causes]
+recorded = functools.partial(record, every=EVERY, losses=KINDS, heads=list(HEADS))
+ASKING = Asking(recorded)
+ask, fired, one, clear = ASKING.ask, ASKING.fired, ASKING.one, ASKING.clear
 
 
 # All rules at once
