@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe
-from lossdoctor.probe.ledger import CALIBRATE_EVERY
+from lossdoctor.probe.linearity import CALIBRATE_EVERY
 from lossdoctor.reference import ReferenceConfig, Trainer
 
 EVERY = 50

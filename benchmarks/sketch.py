@@ -29,7 +29,7 @@ from transformer import LENGTH, Block
 
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe, sketch
-from lossdoctor.probe.ledger import CALIBRATE_EVERY
+from lossdoctor.probe.linearity import CALIBRATE_EVERY
 
 WEIGHTS = {"flow": 1.0, "kl": 0.05, "dino": 0.5}
 BLOCKS = 4

@@ -15,7 +15,7 @@ from lossdoctor.kinds import guess_kind
 from lossdoctor.probe import neutrality
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.belongings import Belongings
-from lossdoctor.probe.ledger import Linearity
+from lossdoctor.probe.linearity import Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map, unwrapped
 from lossdoctor.probe.updates import ShadowWatch
 from lossdoctor.probe.wrapped import wrappers_of
