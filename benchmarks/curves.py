@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from chart import Line, Panel, chart
 from meter import Took, interleaved, peaks, ratios, spread
-from trunk import ATTENTION_HEADS, OURS, PLAIN, Size, batches, built, made
+from transformer import ATTENTION_HEADS
+from trunk import OURS, PLAIN, Size, batches, built, made
 
 MODES = ("exact", "sketch")
 KINDS = {**PLAIN, **{mode: OURS[mode] for mode in MODES}}

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe
-from lossdoctor.probe.ledger import CALIBRATE_EVERY
+from lossdoctor.probe.linearity import CALIBRATE_EVERY
 from lossdoctor.reference import ReferenceConfig, Trainer
 
 EVERY = 50
@@ -105,8 +105,8 @@ def hooked(bench: Bench, doctor: Doctor, step: Callable[[], None]) -> Took:
     """One step with only this doctor's hooks on the optimizer."""
     optimizer = bench.trainer.optimizer
     hooks = [
-        optimizer.register_step_pre_hook(doctor._before_step),
-        optimizer.register_step_post_hook(doctor._after_step),
+        optimizer.register_step_pre_hook(doctor._course.before_step),
+        optimizer.register_step_post_hook(doctor._course.after_step),
     ]
     took = timed(step)
     for hook in hooks:
@@ -119,7 +119,7 @@ def measure(rounds: int, batch: int) -> dict[str, list[Took]]:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), batch)
         for doctor in (bench.full, bench.gradients):
-            doctor._stepping.remove()
+            doctor._course.stepping.remove()
         found: dict[str, list[Took]] = {}
         for number in range(WARM_UP + rounds):
             ways: dict[str, Callable[[], Took]] = {

@@ -24,30 +24,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from transformer import LENGTH, Block
 
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe, sketch
-from lossdoctor.probe.ledger import CALIBRATE_EVERY
+from lossdoctor.probe.linearity import CALIBRATE_EVERY
 
 WEIGHTS = {"flow": 1.0, "kl": 0.05, "dino": 0.5}
-LENGTH = 64
 BLOCKS = 4
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.first(x)).view(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.second(x))  # type: ignore[no-any-return]
 
 
 class Model(nn.Module):

@@ -10,18 +10,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchjd.aggregation import IMTLG, IMTLGWeighting
 from torchjd.autogram import Engine
 from torchjd.autojac import jac_to_grad, mtl_backward
+from transformer import LENGTH, Block
 
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe
 
-LENGTH = 64
 INPUTS = 32
-ATTENTION_HEADS = 4
 
 
 class Size(NamedTuple):
@@ -31,21 +29,6 @@ class Size(NamedTuple):
 
 
 SIZES = {"cpu": Size(256, 4, 512), "cuda": Size(1024, 9, 8192)}
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        split = (batch, length, 3, ATTENTION_HEADS, width // ATTENTION_HEADS)
-        q, k, v = self.qkv(self.first(x)).view(split).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.second(x))  # type: ignore[no-any-return]
 
 
 class Model(nn.Module):

@@ -743,7 +743,7 @@ def test_a_due_step_leaves_nothing_for_the_collector(model) -> None:
             v = model.a_head(model.body(torch.randn(8, 4)))
             ld.flow(v, torch.randn(8, 3), torch.rand(8), x_t=torch.randn(8, 3), velocity=lambda x, t, c: x)
             doctor.backward({"a": v.square().mean(), "b": v.mean()})
-            rows = doctor._examination.ledger.rows.values()
+            rows = doctor._course.examination.ledger.rows.values()
             held = weakref.ref(next(piece for row in rows for piece in row if piece is not None))
             del rows
             assert held() is not None

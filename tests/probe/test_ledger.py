@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger, Linearity
+from lossdoctor.probe.ledger import Ledger
+from lossdoctor.probe.linearity import CALIBRATE_EVERY, Linearity
 from lossdoctor.probe.parameters import parameter_map
 
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lossdoctor import linalg
 from lossdoctor.errors import UsageError
-from lossdoctor.probe.ledger import Ledger, Linearity
+from lossdoctor.probe.ledger import Ledger
+from lossdoctor.probe.linearity import Linearity
 from lossdoctor.probe.parameters import ParameterMap, parameter_map
 from lossdoctor.probe.sketch import EXACT_UP_TO, Sketch, checked_mode
 

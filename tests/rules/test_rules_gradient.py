@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from asking import Asking, Curve, Curves, codes, record, told
 
-from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.record import Record
-from lossdoctor.rules import RULES, Finding, Rule, RunView
+from lossdoctor.diagnose import diagnose
+from lossdoctor.rules import RULES, Rule, RunView
 from lossdoctor.rules.bal801_ratio_out_of_band import RatioOutOfBand
-from lossdoctor.rules.causes import CAUSES
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd102_weak_gradient import WeakGradient
 from lossdoctor.rules.grd103_dominant_gradient import DominantGradient
@@ -21,18 +21,15 @@ from lossdoctor.rules.grd104_opposed_gradients import OpposedGradients
 from lossdoctor.rules.grd105_unreached_head import UnreachedHead
 from lossdoctor.rules.grd106_ascending_loss import AscendingLoss
 from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
+from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.strengths import blamed, factor_to, strengths, together
-from lossdoctor.store import MemoryWriter, Run
 
 OWN = [rule for rule in RULES if rule.code[:3] in ("GRD", "BAL")]
 KINDS = {"flow": "velocity", "dino": "distill", "kl": "kl"}
 HEADS = ("z_head", "flow_head", "dino_head")
 REACH = {"flow": ("z_head", "flow_head"), "dino": ("z_head", "dino_head"), "kl": ("z_head",)}
 EVERY, STEPS = 50, 50
-
-Curve = list[float | None]
-Curves = dict[str, Curve]
 
 
 def noisy(level: float, rng: np.random.Generator, spread: float = 0.15, start: float | None = None) -> Curve:
@@ -93,55 +90,9 @@ def heads_audit(**changed: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": {head: {**fact, **changed.get(head, {})} for head in HEADS}}
 
 
-def recorded(curves: Curves, *, facts: Mapping[str, Any] | None = None, every: int = EVERY, **meta: Any) -> Run:
-    """Curves as a run: None is an absent value."""
-    writer = MemoryWriter({"losses": KINDS, "heads": list(HEADS), **meta})
-    for i in range(max(map(len, curves.values()), default=0)):
-        values = {name: x for name, curve in curves.items() if i < len(curve) and (x := curve[i]) is not None}
-        writer.append([Record(i * every, values, full=True)])
-    if facts is not None:
-        writer.event("audit", step=0, facts=facts)
-    return writer.run()
-
-
-def ask(rule: Rule, curves: Curves, **more: Any) -> Diagnosis:
-    return diagnose(recorded(curves, **more), rules=[rule])
-
-
-def fired(rule: Rule, curves: Curves, **more: Any) -> list[Finding]:
-    diagnosis = ask(rule, curves, **more)
-    assert not [reason for _, reason in diagnosis.skipped if "failed" in reason.reason.key]
-    told(diagnosis)
-    return list(diagnosis.findings)
-
-
-def one(rule: Rule, curves: Curves, **more: Any) -> Finding:
-    (finding,) = fired(rule, curves, **more)
-    return finding
-
-
-def clear(rule: Rule, curves: Curves, **more: Any) -> bool:
-    return ask(rule, curves, **more).clear == (rule.code,)
-
-
-def told(diagnosis: Diagnosis) -> None:
-    """Every finding can be told in both languages, and rests on finite numbers of known steps."""
-    for finding in diagnosis.findings:
-        assert finding.evidence
-        for evidence in finding.evidence:
-            assert math.isfinite(evidence.value)
-            if evidence.first_step is not None:
-                assert evidence.last_step is not None
-                assert 0 <= evidence.first_step <= evidence.last_step < diagnosis.steps
-        assert finding.causes
-        assert all(cause.code in CAUSES for cause in finding.causes)
-        assert finding.p is None or 0 <= finding.p <= 1
-    for lang in ("en", "zh-CN"):
-        diagnosis.to_json(lang)
-
-
-def codes(finding: Finding) -> list[str]:
-    return [cause.code for cause in finding.causes]
+recorded = functools.partial(record, every=EVERY, losses=KINDS, heads=list(HEADS))
+ASKING = Asking(recorded)
+ask, fired, one, clear = ASKING.ask, ASKING.fired, ASKING.one, ASKING.clear
 
 
 # All rules at once
@@ -634,3 +585,65 @@ def test_the_more_unusual_weight_is_blamed(weights: dict[str, float], doubtful: 
 @pytest.mark.parametrize(("goal", "now", "factor"), [(1.0, 0.3, 3.0), (1.0, 1e-30, 1e12), (1e-30, 1.0, 1e-12)])
 def test_factors_have_one_digit_and_bounds(goal: float, now: float, factor: float) -> None:
     assert factor_to(goal, now) == factor
+
+
+# GRD108
+
+PROBED = {"losses": {**KINDS, "aux": "other"}, "heads": [*HEADS, "aux_head"]}
+
+
+def probed(*reached: str) -> Curves:
+    """The healthy run, and a loss of no known meaning that reaches these modules."""
+    rng = np.random.default_rng(3)
+    own = {"weight/aux": [1.0] * STEPS, "loss/aux": noisy(0.5, rng, 0.05, 2.0), "grad/aux": noisy(0.3, rng)}
+    shared = {f"grad_module/{loss}/trunk": noisy(0.3, rng) for loss in KINDS}
+    return healthy() | own | shared | {f"grad_module/aux/{module}": noisy(0.2, rng) for module in reached}
+
+
+def test_a_loss_that_trains_its_own_head_alone_is_a_remark_that_says_how_to_be_sure() -> None:
+    finding = one(CutOffLoss(), probed("aux_head"), **PROBED)
+    assert (finding.loss, finding.severity, finding.confirm) == ("aux", "info", "without:aux")
+    assert codes(finding) == ["detached-branch"]
+    for lang in ("en", "zh-CN"):
+        message = finding.message.text(lang)
+        assert all(word in message for word in ("aux_head", "trunk", "--ignore GRD108", "without:aux"))
+    zeroed = probed("aux_head") | {"grad_module/aux/trunk": [0.0] * STEPS}
+    assert one(CutOffLoss(), zeroed, **PROBED).loss == "aux", "exactly 0 is no gradient"
+
+
+def test_two_cut_off_losses_do_not_hide_each_other() -> None:
+    curves = probed("aux_head")
+    curves |= {name.replace("aux", "more"): curve for name, curve in curves.items() if "aux" in name}
+    meta = {"losses": {**PROBED["losses"], "more": "other"}, "heads": [*PROBED["heads"], "more_head"]}
+    assert {finding.loss for finding in fired(CutOffLoss(), curves, **meta)} == {"aux", "more"}
+
+
+@pytest.mark.parametrize(
+    ("why", "reached", "meta"),
+    [
+        ("it reaches the trunk", ("aux_head", "trunk"), {}),
+        ("another loss reaches its head", ("dino_head",), {}),
+        ("what it reaches is no head", ("critic",), {}),
+        (
+            "a velocity may be trained on latents that are detached",
+            ("aux_head",),
+            {"losses": {**KINDS, "aux": "velocity"}},
+        ),
+    ],
+)
+def test_healthy_a_loss_is_not_cut_off(why: str, reached: tuple[str, ...], meta: dict[str, Any]) -> None:
+    assert clear(CutOffLoss(), probed(*reached), **{**PROBED, **meta}), why
+
+
+def test_healthy_losses_that_share_nothing() -> None:
+    """A generator and its critic, and one batch that reached the trunk."""
+    apart = {
+        name: curve for name, curve in probed("aux_head").items() if "/trunk" not in name and "/z_head" not in name
+    }
+    assert clear(CutOffLoss(), apart, **PROBED)
+    two = {name: curve for name, curve in probed("aux_head").items() if not any(one in name for one in ("dino", "kl"))}
+    assert clear(CutOffLoss(), two, **PROBED)
+    once = probed("aux_head") | {"grad_module/aux/trunk": [0.1, *[0.0] * (STEPS - 1)]}
+    assert clear(CutOffLoss(), once, **PROBED)
+    short = {name: curve[:6] for name, curve in probed("aux_head").items()}
+    assert ask(CutOffLoss(), short, **PROBED).skipped[0][1].reason.key == "skip.short"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from asking import Asking, Curve, Curves, codes, record, told
 
-from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.record import Record
-from lossdoctor.rules import RULES, Finding, Rule, RunView
-from lossdoctor.rules.causes import CAUSES
+from lossdoctor.diagnose import diagnose
+from lossdoctor.rules import RULES, Rule, RunView
 from lossdoctor.rules.num901_non_finite import NonFinite
 from lossdoctor.rules.num902_exact_zero_loss import ExactZeroLoss
 from lossdoctor.rules.num903_half_precision_overflow import HalfPrecisionOverflow
 from lossdoctor.rules.run001_too_short import TooShort
 from lossdoctor.rules.run002_steps_go_back import StepsGoBack
 from lossdoctor.rules.run003_never_measured_in_full import NeverMeasuredInFull
-from lossdoctor.store import MemoryWriter, Run
 
 OWN = [rule for rule in RULES if rule.code[:3] in ("NUM", "RUN")]
 KINDS = {"flow": "velocity", "dino": "distill", "kl": "kl"}
@@ -27,9 +26,6 @@ EVERY, STEPS = 10, 60
 FLOAT32: dict[str, Any] = {"dtypes": {"float32": 9}, "autocast": None}
 AUTOCAST: dict[str, Any] = {"dtypes": {"float32": 9}, "autocast": "float16"}
 HALF: dict[str, Any] = {"dtypes": {"float16": 9}, "autocast": None}
-
-Curve = list[float | None]
-Curves = dict[str, Curve]
 
 
 def healthy(seed: int = 0) -> Curves:
@@ -47,62 +43,9 @@ def healthy(seed: int = 0) -> Curves:
     return curves
 
 
-def recorded(
-    curves: Curves,
-    *,
-    facts: Mapping[str, Any] | None = None,
-    every: int = EVERY,
-    times: Callable[[int], float] = float,
-    full: bool = True,
-    **meta: Any,
-) -> Run:
-    """Curves as a run: None is an absent value. times: the wall clock of the i-th record."""
-    writer = MemoryWriter({"losses": KINDS, **meta})
-    for i in range(max(map(len, curves.values()), default=0)):
-        values = {name: x for name, curve in curves.items() if i < len(curve) and (x := curve[i]) is not None}
-        writer.append([Record(i * every, values, full=full, time=times(i))])
-    if facts is not None:
-        writer.event("audit", step=0, facts=facts)
-    return writer.run()
-
-
-def ask(rule: Rule, curves: Curves, **more: Any) -> Diagnosis:
-    return diagnose(recorded(curves, **more), rules=[rule])
-
-
-def fired(rule: Rule, curves: Curves, **more: Any) -> list[Finding]:
-    diagnosis = ask(rule, curves, **more)
-    assert not [reason for _, reason in diagnosis.skipped if "failed" in reason.reason.key]
-    told(diagnosis)
-    return list(diagnosis.findings)
-
-
-def one(rule: Rule, curves: Curves, **more: Any) -> Finding:
-    (finding,) = fired(rule, curves, **more)
-    return finding
-
-
-def clear(rule: Rule, curves: Curves, **more: Any) -> bool:
-    return ask(rule, curves, **more).clear == (rule.code,)
-
-
-def told(diagnosis: Diagnosis) -> None:
-    """Every finding can be told in both languages, and rests on finite numbers of known steps."""
-    for finding in diagnosis.findings:
-        assert finding.evidence
-        for evidence in finding.evidence:
-            assert math.isfinite(evidence.value)
-            if evidence.first_step is not None:
-                assert evidence.last_step is not None
-                assert 0 <= evidence.first_step <= evidence.last_step < diagnosis.steps
-        assert finding.causes
-        assert all(cause.code in CAUSES for cause in finding.causes)
-    for lang in ("en", "zh-CN"):
-        diagnosis.to_json(lang)
-
-
-def codes(finding: Finding) -> list[str]:
-    return [cause.code for cause in finding.causes]
+recorded = functools.partial(record, every=EVERY, losses=KINDS)
+ASKING = Asking(recorded)
+ask, fired, one, clear = ASKING.ask, ASKING.fired, ASKING.one, ASKING.clear
 
 
 def broken(curve: Curve, *where: int, value: float = math.nan) -> Curve:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from asking import Asking, Curves, codes, record, told
 
 from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.record import Record
-from lossdoctor.rules import RULES, Finding, Rule, RunView
-from lossdoctor.rules.causes import CAUSES
+from lossdoctor.rules import RULES, Rule, RunView
 from lossdoctor.rules.num901_non_finite import NonFinite
 from lossdoctor.rules.opt701_head_not_moving import HeadNotMoving
 from lossdoctor.rules.opt702_not_in_optimizer import NotInOptimizer
@@ -21,14 +21,11 @@ from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 from lossdoctor.rules.opt705_ema_stuck import EmaStuck
 from lossdoctor.rules.opt706_ema_too_slow import EmaTooSlow
 from lossdoctor.rules.opt707_lost_accumulation import LostAccumulation
-from lossdoctor.store import MemoryWriter, Run
 
 OWN = [rule for rule in RULES if rule.code.startswith("OPT")]
 HEADS = ("z_head", "flow_head")
 EVERY, STEPS = 50, 60
 
-Curve = list[float | None]
-Curves = dict[str, Curve]
 N = np.arange(STEPS)
 COSINE = np.minimum(1.0, (N + 1) / 3) * (0.05 + 0.475 * (1 + np.cos(math.pi * N / STEPS)))
 """A warm-up, and a cosine down to 5 % of the peak."""
@@ -73,55 +70,9 @@ def audited(**changed: Any) -> dict[str, Any]:
     return {**facts, **changed}
 
 
-def recorded(curves: Curves, *, facts: Mapping[str, Any] | None = None, every: int = EVERY, **meta: Any) -> Run:
-    """Curves as a run: None is an absent value."""
-    writer = MemoryWriter({"losses": {"flow": "velocity", "kl": "kl"}, "heads": list(HEADS), **meta})
-    for i in range(max(map(len, curves.values()), default=0)):
-        values = {name: x for name, curve in curves.items() if i < len(curve) and (x := curve[i]) is not None}
-        writer.append([Record(i * every, values, full=True)])
-    if facts is not None:
-        writer.event("audit", step=0, facts=facts)
-    return writer.run()
-
-
-def ask(rule: Rule, curves: Curves, **more: Any) -> Diagnosis:
-    return diagnose(recorded(curves, **more), rules=[rule])
-
-
-def fired(rule: Rule, curves: Curves, **more: Any) -> list[Finding]:
-    diagnosis = ask(rule, curves, **more)
-    assert not [reason for _, reason in diagnosis.skipped if "failed" in reason.reason.key]
-    told(diagnosis)
-    return list(diagnosis.findings)
-
-
-def one(rule: Rule, curves: Curves, **more: Any) -> Finding:
-    (finding,) = fired(rule, curves, **more)
-    return finding
-
-
-def clear(rule: Rule, curves: Curves, **more: Any) -> bool:
-    return ask(rule, curves, **more).clear == (rule.code,)
-
-
-def told(diagnosis: Diagnosis) -> None:
-    """Every finding can be told in both languages, and rests on finite numbers of known steps."""
-    for finding in diagnosis.findings:
-        assert finding.evidence
-        for evidence in finding.evidence:
-            assert math.isfinite(evidence.value)
-            if evidence.first_step is not None:
-                assert evidence.last_step is not None
-                assert 0 <= evidence.first_step <= evidence.last_step < diagnosis.steps
-        assert finding.causes
-        assert all(cause.code in CAUSES for cause in finding.causes)
-        assert finding.p is None or 0 <= finding.p <= 1
-    for lang in ("en", "zh-CN"):
-        diagnosis.to_json(lang)
-
-
-def codes(finding: Finding) -> list[str]:
-    return [cause.code for cause in finding.causes]
+recorded = functools.partial(record, every=EVERY, losses={"flow": "velocity", "kl": "kl"}, heads=list(HEADS))
+ASKING = Asking(recorded)
+ask, fired, one, clear = ASKING.ask, ASKING.fired, ASKING.one, ASKING.clear
 
 
 # All rules at once
@@ -282,6 +233,32 @@ def test_healthy_a_frozen_head_does_not_decay() -> None:
     for fact in facts["heads"].values():
         fact |= {"trainable": 0, "frozen": 2}
     assert clear(HeadWeightDecay(), healthy(), facts=facts)
+
+
+def both(curves: Curves, facts: dict[str, Any], every: int = EVERY) -> Diagnosis:
+    diagnosis = diagnose(recorded(curves, facts=facts, every=every), rules=[HeadWeightDecay(), UpdateTooLarge()])
+    told(diagnosis)
+    return diagnosis
+
+
+def test_a_pull_that_comes_from_the_rate_stands_behind_the_rate() -> None:
+    """A rate 150 times too high: rate times decay is large because of it."""
+    curves, facts = decayed(0.01)
+    rates = {f"lr/{head}": list(0.45 * COSINE) for head in HEADS}
+    curves |= {"loss/flow": exploded()["loss/flow"], "step/z_head_rms_update": [0.17] * STEPS} | rates
+    leader, *followers = both(curves, facts).findings
+    [decay] = [finding for finding in followers if finding.code == "OPT703"]
+    assert leader.code == "OPT704"
+    assert (decay.severity, decay.explained_by) == ("warning", "OPT704")
+
+
+@pytest.mark.parametrize(("decay", "harm"), [(0.05, True), (0.01, False)])
+def test_healthy_a_chosen_decay_and_a_rate_that_does_no_harm_stand_for_themselves(decay: float, harm: bool) -> None:
+    curves, facts = decayed(decay)
+    curves |= {"step/z_head_rms_update": [0.17] * STEPS} | ({"loss/flow": exploded()["loss/flow"]} if harm else {})
+    findings = {finding.code: finding for finding in both(curves, facts, every=500).findings}
+    assert findings["OPT703"].explained_by is None
+    assert findings["OPT704"].severity == ("warning" if harm else "info")
 
 
 # OPT704

@@ -1,16 +1,14 @@
-"""The Doctor of one run: asks the probe, lets the metrics count, hands the numbers to the store and the sinks.
+"""The Doctor of one run: what its user calls. It asks the probe, lets the metrics count, and hands the numbers on.
 
 One optimizer step goes: `flow`/`posterior`/`distill`/`log` and `backward`, any number of times; then every optimizer
-steps, seen through its hooks; the last one closes the record. A step that is not due leaves only its loss values,
-detached and on their device, until the next due record takes them along in its single copy to the host.
+steps, seen through its hooks; the last one closes the record (`course`). A step that is not due leaves only its loss
+values, detached and on their device, until the next due record takes them along in its single copy to the host.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,45 +20,34 @@ from torch.optim import Optimizer
 
 from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
-from lossdoctor.doctor.examination import Examination, randomness
-from lossdoctor.doctor.live import LiveDiagnosis, told
+from lossdoctor.doctor.course import Course
+from lossdoctor.doctor.live import Alerts
 from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.patient import Patient
-from lossdoctor.doctor.rollout import STEPS, Rollout
-from lossdoctor.doctor.treatment import Treatment
+from lossdoctor.doctor.rollout import STEPS, Rollouts
+from lossdoctor.doctor.treatment import treated
 from lossdoctor.doctor.trial import trial_of
-from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.flow.times import TimeSampler
 from lossdoctor.kinds import checked_kinds
-from lossdoctor.metrics.reading import Maybe, to_host
 from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.compiled import keep_activations
-from lossdoctor.probe.differences import MODE, Again, Compute
-from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
-from lossdoctor.probe.pending import Pending, by_step
-from lossdoctor.probe.ranks import Ranks, ranks_of
+from lossdoctor.probe.differences import MODE, Compute
+from lossdoctor.probe.parameters import check_heads, check_optimizers
+from lossdoctor.probe.ranks import ranks_of
 from lossdoctor.probe.schedule import Every, Schedule, Settling, Together, schedule
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
-from lossdoctor.probe.snapshot import FlowBatch, Velocity
-from lossdoctor.probe.stepping import Stepping, with_closure
+from lossdoctor.probe.snapshot import Velocity
 from lossdoctor.probe.updates import shadow_watch
-from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
-from lossdoctor.record import Record
 from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
-from lossdoctor.treat import Balancer, Ramp, Weighting, at_step, balancer
+from lossdoctor.treat import Balancer, Ramp, Weighting, balancer
 
 T = TypeVar("T")
-Readings = dict[str, "Tensor | Maybe"]
-
-_LINEARITY = "linearity error"
-_GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
-_ROLLOUT_SECONDS = 30.0
 
 
 class Doctor:
@@ -113,7 +100,6 @@ class Doctor:
             run, resume, every = trial.run or run, False, trial.experiment.every or every
             sinks, live = (), False  # an experiment is not the run that is being followed
             balance = trial.balance or balance
-        self._trial = trial
         self._patient = Patient(
             model=model,
             optimizers=optimizers,
@@ -126,25 +112,10 @@ class Doctor:
             mode=checked_mode(gradients, (p for one in optimizers for g in one.param_groups for p in g["params"])),
             several=ranks is not None,
         )
-        self.ret: dict[str, float] = {}
-        self._schedule = schedule(every)
-        if balance is not None and isinstance(self._schedule, Every):
-            self._schedule = Settling(self._schedule.n)
-        # A schedule by the clock is told how long steps take; the others cost no look at it.
-        self._took: Callable[[int, float], None] | None = getattr(self._schedule, "took", None)
-        self._closed_at = math.nan
+        due = schedule(every)
+        if balance is not None and isinstance(due, Every):
+            due = Settling(due.n)
         rank = 0 if ranks is None else ranks.rank
-        self._weights: Mapping[str, float | Tensor] = {}
-        self._schedules: set[str] = set()
-        self._pending = Pending()
-        self._last_flow: FlowBatch | None = None
-        self._rolled_out = False
-        self._closed = False
-        self._handed: tuple[dict[str, Tensor], dict[str, float | Tensor], Again | None] | None = None
-        self._observing: Examination | None = None
-        self._stepped: frozenset[int] = frozenset()
-        self._owed: frozenset[int] = frozenset()
-        self._turns = 0
         sharded = any_sharded(self._patient.tops)
         mode = self._patient.mode
         # Nobody has the whole of a sharded gradient, and what several ranks find by differences is not added up yet.
@@ -152,7 +123,9 @@ class Doctor:
         if passed_over:
             self._patient.mode = "exact"
         facts = {
-            **self._facts(),
+            **provenance(),
+            **self._patient.facts(),
+            "schedule": repr(due),
             **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
             **(meta or {}),
             **({} if trial is None else trial.facts),
@@ -162,15 +135,23 @@ class Doctor:
             self._out.event("preflight", **fields)
         if passed_over and gradients != "auto":
             self._out.event("passed_over", measurement=gradients, reason="these ranks are measured exactly")
-        self._treatment = None if balance is None else self._treated(balancer(balance))
-        self._meeting = None if ranks is None else self._met(ranks)
+        self._treatment = None if balance is None else treated(balancer(balance), self._patient, self._out)
+        self._meeting = None if ranks is None else Meeting(ranks, Together(due), self._patient, self._out)
         self._compiling_ends = self._graphs_kept()
         if sharded:
             self._sharded(list if ranks is None else ranks.summed)
-        self._on_finding = on_finding
-        self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
-        self._begin_step()
-        self._stepping = Stepping(optimizers, self._before_step, self._after_step)
+        self._rollouts = Rollouts(self._patient, self._out)
+        self._course = Course(
+            self._patient,
+            self._out,
+            due,
+            trial=trial,
+            treatment=self._treatment,
+            meeting=self._meeting,
+            alerts=Alerts(self._out, on_finding) if live and rank == 0 else None,
+            rollouts=self._rollouts,
+            end=self.close,
+        )
         observe.activate(self)
         atexit.register(self._at_exit)
 
@@ -179,25 +160,6 @@ class Doctor:
         if self._patient.mode == "off":
             self._out.off.add("gradients")
         return None if self._patient.mode in ("off", MODE) else keep_activations()
-
-    def _treated(self, wanted: Balancer) -> Treatment:
-        if self._patient.mode in ("off", MODE):
-            raise UsageError(
-                mismatch(
-                    "A balancer needs the gradient of each loss.",
-                    'gradients="exact", "sketch" or "auto"',
-                    f'gradients="{self._patient.mode}" with balance={wanted.name!r}',
-                    "leave gradients= out, or balance=",
-                )
-            )
-        # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
-        self._patient.linearity.derives = False
-        self._out.describe(balance=wanted.name)
-        return Treatment(wanted, self._out)
-
-    def _met(self, ranks: Ranks) -> Meeting:
-        self._schedule = together = Together(self._schedule)
-        return Meeting(ranks, together, self._patient, self._out)
 
     def _sharded(self, summed: Callable[[list[Tensor]], list[Tensor]]) -> None:
         self._patient.summed = summed
@@ -222,7 +184,7 @@ class Doctor:
         times: TimeSampler | None = None,
     ) -> None:
         """As `lossdoctor.flow`."""
-        if (examination := self._listening("velocity")) is not None:
+        if (examination := self._course.listening("velocity")) is not None:
             with self._out.guard("velocity"):
                 ends = {"x_t": x_t, "z0": z0, "z1": z1}
                 metrics.velocity.check(v_pred, v_target, t, **ends, t_source=t_source)
@@ -238,14 +200,14 @@ class Doctor:
         """The density of the sampler, by tenths of the way from source to target."""
         heights = times.tenths(device)
         for tenth, height in enumerate(heights if t_source == 0 else heights.flip(0)):
-            self._pending.add(self._out.step, f"flow/density_t{tenth}", height)
+            self._course.pending.add(self._out.step, f"flow/density_t{tenth}", height)
         self._out.tell("times", "sampler", repr(times))
 
     def posterior(
         self, mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, kl: Tensor | float | None = None
     ) -> None:
         """As `lossdoctor.posterior`."""
-        if (examination := self._listening("posterior")) is not None:
+        if (examination := self._course.listening("posterior")) is not None:
             with self._out.guard("posterior"):
                 metrics.posterior.check(mu, logvar, z=z)
                 examination.capture.add_posterior(mu, logvar, z, kl)
@@ -260,7 +222,7 @@ class Doctor:
         center: Tensor | None = None,
     ) -> None:
         """As `lossdoctor.distill`."""
-        if (examination := self._listening("distillation")) is not None:
+        if (examination := self._course.listening("distillation")) is not None:
             with self._out.guard("distillation"):
                 metrics.distillation.check(teacher_logits, student_logits, center=center)
                 settings = {"teacher_temp": teacher_temp, "student_temp": student_temp, "center": center}
@@ -268,24 +230,20 @@ class Doctor:
 
     def log(self, values: Mapping[str, Tensor | float] | None = None, /, **scalars: Tensor | float) -> None:
         """As `lossdoctor.log`."""
-        if not self._closed:
-            self._new_step_if_stepped()
+        if not self._course.closed:
+            self._course.new_step_if_stepped()
             for name, value in {**(values or {}), **scalars}.items():
-                self._pending.add(self._out.step, name, value)
+                self._course.pending.add(self._out.step, name, value)
 
     def knob(self, name: str, value: T) -> T:
         """As `lossdoctor.knob`."""
-        if not self._closed:
+        if not self._course.closed:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
     def scheduled(self, name: str, ramp: Ramp, since: int = 0) -> None:
         """Note that `name` follows a schedule, and until which step: no rule judges it before. Once per name."""
-        if not self._closed and name not in self._schedules:
-            self._schedules.add(name)
-            steps = getattr(ramp, "steps", None)
-            until = None if steps is None else since + steps
-            self._out.event("schedule", target=name, schedule=repr(ramp), until=until)
+        self._course.scheduled(name, ramp, since)
 
     def not_handed_in(self, what: str) -> None:
         """Called while torch.compile traces a region that may not be broken, where nothing can be handed in."""
@@ -311,12 +269,12 @@ class Doctor:
         step. Returns the weighted total, detached, 0-d.
         Raises UsageError for weights of unknown losses, and when there is no loss at all.
         """
-        self._stepping.forget()
+        self._course.stepping.forget()
         again = None
         if callable(losses):
-            again = self._about_to(losses)
+            again = self._course.about_to(losses)
             losses = losses()
-        total = self._handed_in(losses, weights or {}, again, recorded=True)
+        total = self._course.handed_in(losses, weights or {}, again, recorded=True)
         self.before_backward(foreign=backward is not None, scaler=scaler)
         if backward is not None:
             backward(total)
@@ -329,38 +287,8 @@ class Doctor:
         self, losses: Mapping[str, Tensor | float | None], weights: Mapping[str, float | Tensor | Ramp] | None = None
     ) -> Tensor:
         """As `lossdoctor.total`; the backward of it is to be between `before_backward` and `after_backward`."""
-        self._stepping.forget()
-        return self._handed_in(losses, weights or {}, None, recorded=torch.is_grad_enabled())
-
-    def _handed_in(
-        self,
-        losses: Mapping[str, Tensor | float | None],
-        weights: Mapping[str, float | Tensor | Ramp],
-        again: Again | None,
-        *,
-        recorded: bool,
-    ) -> Tensor:
-        """The weighted total with its graph; recorded and remembered for its backward unless it is an evaluation's."""
-        given = named_losses(losses)
-        numbers, ramps = at_step(weights, self._out.step)
-        for name, ramp in ramps.items():
-            self.scheduled(f"weight/{name}", ramp)
-        factors = named_weights(losses, given, numbers)
-        if self._trial is not None:
-            for name, ramp in self._trial.schedules.items():
-                self.scheduled(name, ramp, self._out.step - self._trial.done)  # counted from where the arm began
-            factors = self._trial.experiment.weights(losses, factors, self._trial.done)
-        if self._treatment is not None:
-            factors = self._treatment.weigh(factors)
-        total = weighted_total(given, factors)
-        if recorded and not self._closed:
-            self._new_step_if_stepped()
-            for name, loss in given.items():
-                self._pending.add(self._out.step, f"loss/{name}", loss)
-            self._pending.add(self._out.step, "loss/total", total)
-            self._weights = factors
-            self._handed = (given, factors, again) if self._examination is not None else None
-        return total
+        self._course.stepping.forget()
+        return self._course.handed_in(losses, weights or {}, None, recorded=torch.is_grad_enabled())
 
     def before_backward(self, *, foreign: bool = True, scaler: Any = None) -> None:
         """A framework is about to run the backward of the last `total`: measure each loss, if the step is due.
@@ -368,25 +296,11 @@ class Doctor:
         foreign: the framework may multiply the total with a factor, which is then found from the gradients. scaler: the
         GradScaler it uses.
         """
-        handed, self._handed, self._observing = self._handed, None, None
-        if handed is not None and self._examination is not None and not self._examination.settled and not self._closed:
-            given, factors, again = handed
-            self._observing = self._examination
-            self._examination.before_backward(given, factors, foreign=foreign, scaler=scaler, again=again)
+        self._course.before_backward(foreign=foreign, scaler=scaler)
 
     def after_backward(self) -> None:
         """The backward announced by `before_backward` is done, and nothing has touched the gradients since."""
-        observing, self._observing = self._observing, None
-        if observing is not None and observing is self._examination and not observing.settled:
-            observing.after_backward()
-
-    def _about_to(self, compute: Compute) -> Again | None:
-        """What it takes to compute these losses again, where that will be needed."""
-        if self._closed or self._patient.mode != MODE:
-            return None
-        self._new_step_if_stepped()
-        device = self._patient.optimizers[0].param_groups[0]["params"][0].device
-        return Again.now(compute, device) if self._examination is not None else None
+        self._course.after_backward()
 
     def endpoint(  # noqa: PLR0917 - the order is public
         self,
@@ -405,20 +319,18 @@ class Doctor:
         solver(velocity, z0, cond, steps) and expected to return the end points (B, ...): then `flow/ode_error@K` and
         `flow/ode_order` judge its grid and its times. Returns the metrics of this call, recorded at the current step.
         """
-        values: dict[str, float] = {}
-        if self._closed or "endpoint" in self._out.off:
-            return values
-        self._rolled_out = True
-        with self._out.guard("endpoint"):
-            t_ndim = 1 if self._last_flow is None else self._last_flow.t_like.ndim
-            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim)
-            values = rollout.measure(z0, z1, self._patient.tops, randomness(self._out.step, z0.device))
-            self._out.deliver([Record(self._out.step, values)])
-            self._out.describe(endpoint={**rollout.facts(), "samples": len(z0)})
-            self.ret = {**self.ret, **values}
+        if self._course.closed or "endpoint" in self._out.off:
+            return {}
+        values = self._rollouts.measure(z0, z1, velocity, cond, steps=steps, solver=solver, t_source=t_source)
+        self._course.ret = {**self._course.ret, **values}
         return values
 
     # Reading and ending
+
+    @property
+    def ret(self) -> dict[str, float]:
+        """The readings of the last measured step, by name."""
+        return self._course.ret
 
     @property
     def step(self) -> int:
@@ -447,7 +359,7 @@ class Doctor:
             self._treatment.load_state_dict(state["balance"])
         if self._meeting is not None:
             self._meeting.forget()
-        self._begin_step()
+        self._course.begin()
 
     def close(self, *, rollout: bool = True) -> None:
         """Write what is pending, close run and sinks, remove the hooks. Training may go on unobserved.
@@ -459,26 +371,14 @@ class Doctor:
         self._close(rollout=rollout, together=True)
 
     def _close(self, *, rollout: bool, together: bool) -> None:
-        if self._closed:
+        if self._course.closed:
             return
-        if self._meeting is not None:
-            self._meeting.close(self._pending, together=together)
-        if rollout and not self._rolled_out and "endpoint" not in self._out.off:
-            with self._out.guard("endpoint"):
-                self._roll_out_last_batch()
-        with self._out.guard("record"):
-            self._out.deliver(self._records(None))
-        if self._live is not None:
-            self._out.flush()
-            self._hand_on(self._live.close())
-        if self._trial is not None:
-            self._out.describe(**self._trial.facts)
-        self._closed = True
+        self._course.close(rollout=rollout, together=together)
         atexit.unregister(self._at_exit)
         observe.deactivate(self)
         if self._compiling_ends is not None:
             self._compiling_ends()
-        self._stepping.remove()
+        self._course.stepping.remove()
         self._out.close()
 
     def __enter__(self) -> Doctor:
@@ -494,157 +394,3 @@ class Doctor:
     def _at_exit(self) -> None:
         # A script that ended by an error is not made to wait for a rollout, and none for other ranks.
         self._close(rollout=getattr(sys, "last_value", None) is None, together=False)
-
-    def _facts(self) -> dict[str, Any]:
-        """What meta.json says of this run from the start."""
-        patient = self._patient
-        return {
-            **provenance(),
-            "model": type(unwrapped(patient.model)).__name__,
-            "parameters": sum(p.numel() for p in patient.model.parameters()),
-            "gradients": patient.mode,
-            "optimizers": [type(optimizer).__name__ for optimizer in patient.optimizers],
-            "heads": sorted(patient.heads),
-            "kinds": dict(patient.kinds),
-            "schedule": repr(self._schedule),
-        }
-
-    # One step
-
-    def _begin_step(self, *, due: bool | None = None) -> None:
-        due = self._schedule.due(self._out.step) if due is None else due
-        self._examination = Examination(self._patient, self._out) if due else None
-
-    def _new_step_if_stepped(self) -> None:
-        """Some optimizers stepped and others sit this step out: the next sign of life belongs to a new step."""
-        if self._stepped:
-            self._close_step()
-
-    def _listening(self, what: str) -> Examination | None:
-        """The examination that wants tensors of this kind now; tensors of an evaluation (no_grad) are not for it."""
-        if self._closed:
-            return None
-        self._new_step_if_stepped()
-        return self._examination if what not in self._out.off and torch.is_grad_enabled() else None
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._trial is not None:
-            self._trial.rates.before(optimizer)
-        if self._closed:
-            return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._settle_before(optimizer)
-            return None
-        # The losses are still to come, inside the step; what the closure does after its backward, such as clipping,
-        # belongs to them.
-        return with_closure(args, kwargs, self._settling(optimizer, closure))
-
-    def _settling(self, optimizer: Optimizer, closure: Callable[[], T]) -> Callable[[], T]:
-        """The closure, after whose first call the gradients are those of the step."""
-        first = True
-
-        def evaluated() -> T:
-            nonlocal first
-            found = closure()
-            if first and not self._closed:
-                self._settle_before(optimizer)
-            first = False
-            return found
-
-        return evaluated
-
-    def _settle_before(self, optimizer: Optimizer) -> None:
-        # Of this rank's batch, as the tensors that were handed in; the meeting makes them those of the global batch.
-        losses = self._losses() if self._examination is not None else {}
-        if self._meeting is not None:
-            self._meeting.hold(self._examination, self._pending)
-        if self._examination is not None:
-            with self._out.guard("record"):
-                self._examination.settle(losses, self._weights)
-            self._examination.before_step(optimizer)
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._trial is not None:
-            self._trial.rates.after(optimizer)
-        if self._closed:
-            return
-        if self._examination is not None:
-            self._examination.after_step(optimizer)
-        self._stepped |= {id(optimizer)}
-        if len(self._stepped) == len(self._patient.optimizers):
-            self._close_step()
-
-    def _losses(self) -> dict[str, Tensor | float]:
-        return self._pending.at(self._out.step, "loss/")
-
-    def _close_step(self) -> None:
-        """End the step: one copy to the host when it was due, nothing otherwise."""
-        if self._examination is not None:
-            with self._out.guard("record"):
-                self._examination.settle(self._losses(), self._weights)
-                self._out.deliver(self._records(self._examination))
-            if self._treatment is not None:
-                with self._out.guard("balance"):
-                    kinds = {name: self._patient.kind(name) for name in self._weights}
-                    self._treatment.learn(self._out.step, self.ret, kinds)
-            if (snapshot := self._examination.snapshot) and snapshot.flow:
-                self._last_flow = snapshot.flow
-            if self._live is not None:
-                self._live.measured()
-                self._hand_on(self._live.news())
-        if self._took is not None:
-            now = time.perf_counter()
-            if not math.isnan(self._closed_at):
-                self._took(self._out.step, now - self._closed_at)
-            self._closed_at = now
-        # Optimizers that take turns: after a due step the others get a measured step too, once.
-        if self._schedule.due(self._out.step):
-            self._owed, self._turns = frozenset(map(id, self._patient.optimizers)), len(self._patient.optimizers)
-        self._owed -= self._stepped
-        self._turns -= 1
-        self._out.step += 1
-        self._stepped = frozenset()
-        self._begin_step(due=self._schedule.due(self._out.step) or (bool(self._owed) and self._turns > 0))
-        if self._examination is not None and "steps" not in self._out.off:
-            with self._out.guard("steps"):
-                self._patient.arm()
-        if self._trial is not None and self._trial.stepped():
-            self.close()
-            raise SystemExit(0)
-
-    def _records(self, examination: Examination | None) -> list[Record]:
-        """Pending scalars and the readings of a due step, through one copy to the host, one record per step."""
-        readings = examination.finish() if examination else {}
-        tensors, numbers = self._pending.drain()
-        host = to_host({**tensors, **{(None, name): reading for name, reading in readings.items()}})
-        measured = {key[1]: host.pop(key) for key in list(host) if key[0] is None}
-        steps = by_step([*host.items(), *numbers.items()])
-        now = self._out.step
-        if examination is not None:
-            treated = {} if self._treatment is None else self._treatment.readings(now)
-            steps[now] = self.ret = {**steps.get(now, {}), **examination.learned(measured), **treated}
-        return [Record(s, dict(values), full=bool(examination) and s == now) for s, values in sorted(steps.items())]
-
-    def _found(self, finding: Finding) -> None:
-        self._out.event("finding", **told(finding))
-
-    def _live_failed(self, error: Exception) -> None:
-        self._out.event("failure", measurement="live diagnosis", error=f"{type(error).__name__}: {error}")
-
-    def _hand_on(self, findings: Sequence[Finding]) -> None:
-        for finding in findings:
-            if self._on_finding is not None and "on_finding" not in self._out.off:
-                with self._out.guard("on_finding"):
-                    self._on_finding(finding)
-
-    def _roll_out_last_batch(self) -> None:
-        batch = self._last_flow
-        if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
-            return
-        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim)
-        seconds = rollout.seconds(batch, self._patient.tops)
-        if seconds > _ROLLOUT_SECONDS:
-            self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
-            return
-        self.endpoint(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)

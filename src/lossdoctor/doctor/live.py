@@ -6,9 +6,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lossdoctor.diagnose import Diagnosis, diagnose
+from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.rules import Finding
 from lossdoctor.rules.view import LEAST
 from lossdoctor.store import Run
@@ -103,6 +104,39 @@ class LiveDiagnosis:
                 self._news.put(finding)
                 _log.warning("%s %s: %s", finding.code, finding.name, finding.message)
         self._suspects = set(now)
+
+
+class Alerts:
+    """The findings of a LiveDiagnosis, handed on: as events of the run and the sinks, and to the user's `on_finding`.
+
+    Events are written by the worker; on_finding is called in the training thread, after a step.
+    """
+
+    def __init__(self, out: Outlet, on_finding: Callable[[Finding], object] | None) -> None:
+        self._out, self._on_finding = out, on_finding
+        self._live = LiveDiagnosis(lambda: out.run, self._found, self._live_failed)
+
+    def measured(self) -> None:
+        """One more step was measured in full."""
+        self._live.measured()
+        self._hand_on(self._live.news())
+
+    def close(self) -> None:
+        """Judge what is recorded once more; all of it is delivered."""
+        self._out.flush()
+        self._hand_on(self._live.close())
+
+    def _found(self, finding: Finding) -> None:
+        self._out.event("finding", **told(finding))
+
+    def _live_failed(self, error: Exception) -> None:
+        self._out.event("failure", measurement="live diagnosis", error=f"{type(error).__name__}: {error}")
+
+    def _hand_on(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            if self._on_finding is not None and "on_finding" not in self._out.off:
+                with self._out.guard("on_finding"):
+                    self._on_finding(finding)
 
 
 def told(finding: Finding) -> dict[str, object]:

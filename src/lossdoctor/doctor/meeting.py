@@ -64,7 +64,7 @@ class Meeting:
 
     def __init__(self, ranks: Ranks, schedule: Together, patient: Patient, out: Outlet) -> None:
         self.ranks = ranks
-        self._schedule, self._patient, self._out = schedule, patient, out
+        self.schedule, self._patient, self._out = schedule, patient, out
         self._met = False
         self._last = -1
         self._likeness = Likeness()
@@ -79,7 +79,7 @@ class Meeting:
     def forget(self) -> None:
         """Agree anew which steps are due, at the next optimizer step."""
         self._met, self._last = False, -1
-        self._schedule.forget()
+        self.schedule.forget()
 
     def hold(self, examination: Examination | None, pending: Pending) -> None:
         """Once per due step, and at the first step; does nothing otherwise."""
@@ -109,8 +109,8 @@ class Meeting:
         step, ledger = self._out.step, None if examination is None else examination.ledger
         mine = {
             "step": step,
-            "due": self._schedule.due(step),
-            "ahead": self._schedule.ahead(step),
+            "due": self.schedule.due(step),
+            "ahead": self.schedule.ahead(step),
             "off": sorted(self._out.off),
             "passed_over": None if examination is None else examination.passed_over,
             "gradients": None if ledger is None else layout(ledger),
@@ -133,7 +133,7 @@ class Meeting:
         self._met = True
         if len({one["step"] for one in messages}) > 1 or len({(one["due"], one["ahead"]) for one in messages}) > 1:
             self._differ("schedule", {"step": [m["step"] for m in messages], "next": [m["ahead"] for m in messages]})
-        self._schedule.agree(step, messages[0]["due"], messages[0]["ahead"])
+        self.schedule.agree(step, messages[0]["due"], messages[0]["ahead"])
         self._switch_off(messages)
         if examination is not None:
             self._global(examination, messages, apart)
@@ -242,7 +242,7 @@ class Meeting:
 
     def _leave_if_alone(self, examination: Examination | None) -> None:
         if self.alone:
-            self._schedule.forget()
+            self.schedule.forget()
             self._out.off.add("gradients")
             self._out.describe(ranks_lost_at=self._out.step)
             if examination is not None:

@@ -15,8 +15,8 @@ from lossdoctor.kinds import guess_kind
 from lossdoctor.probe import neutrality
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.belongings import Belongings
-from lossdoctor.probe.ledger import Linearity
-from lossdoctor.probe.parameters import ParameterMap, parameter_map
+from lossdoctor.probe.linearity import Linearity
+from lossdoctor.probe.parameters import ParameterMap, parameter_map, unwrapped
 from lossdoctor.probe.updates import ShadowWatch
 from lossdoctor.probe.wrapped import wrappers_of
 
@@ -69,6 +69,17 @@ class Patient:
         """The value of the one loss of this kind; None when there is none, or several."""
         found = [value for name, value in values.items() if self.kind(name) == kind]
         return found[0] if len(found) == 1 else None
+
+    def facts(self) -> dict[str, Any]:
+        """What meta.json says of it from the start."""
+        return {
+            "model": type(unwrapped(self.model)).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "gradients": self.mode,
+            "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
+            "heads": sorted(self.heads),
+            "kinds": dict(self.kinds),
+        }
 
     def look(self) -> ParameterMap:
         """The trainable parameters, and `modules`, as they are now."""

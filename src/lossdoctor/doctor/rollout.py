@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lossdoctor import metrics
-from lossdoctor.doctor.examination import owner_of
+from lossdoctor.doctor.examination import owner_of, randomness
+from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.doctor.patient import Patient
 from lossdoctor.flow.solvers import SOLVERS
 from lossdoctor.metrics.reading import to_host
 from lossdoctor.probe import neutrality
 from lossdoctor.probe.snapshot import FlowBatch, Velocity
+from lossdoctor.record import Record
 
 STEPS = (8, 16, 32, 64)
+ROLLOUT_SECONDS = 30.0
+"""A rollout nobody asked for takes no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +76,46 @@ class Rollout:
         every = [*tops, *owner_of(self.velocity), *owner_of(self.solver)]
         with neutrality.undisturbed(neutrality.every_module(every), None), neutrality.evaluation(every):
             yield
+
+
+class Rollouts:
+    """The rollouts of one Doctor, recorded. last: the flow of the last measured step. done: whether there was one."""
+
+    def __init__(self, patient: Patient, out: Outlet) -> None:
+        self._patient, self._out = patient, out
+        self.last: FlowBatch | None = None
+        self.done = False
+
+    def measure(
+        self,
+        z0: Tensor,
+        z1: Tensor,
+        velocity: Velocity,
+        cond: Any,
+        *,
+        steps: Sequence[int] = STEPS,
+        solver: str | metrics.endpoint.Sampler = "euler",
+        t_source: float,
+    ) -> dict[str, float]:
+        """As `Doctor.endpoint`; nothing when it fails."""
+        values: dict[str, float] = {}
+        self.done = True
+        with self._out.guard("endpoint"):
+            t_ndim = 1 if self.last is None else self.last.t_like.ndim
+            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim)
+            values = rollout.measure(z0, z1, self._patient.tops, randomness(self._out.step, z0.device))
+            self._out.deliver([Record(self._out.step, values)])
+            self._out.describe(endpoint={**rollout.facts(), "samples": len(z0)})
+        return values
+
+    def of_last_batch(self) -> dict[str, float]:
+        """The same of the last measured batch, if it has both ends and the velocity and would not take too long."""
+        batch = self.last
+        if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
+            return {}
+        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim)
+        seconds = rollout.seconds(batch, self._patient.tops)
+        if seconds > ROLLOUT_SECONDS:
+            self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
+            return {}
+        return self.measure(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)

@@ -12,6 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.doctor.patient import Patient
+from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.probe.differences import MODE
 from lossdoctor.treat import Balancer, Measured, measured
 from lossdoctor.treat.balancer import Factors
 from lossdoctor.treat.reason import as_data, reason
@@ -172,6 +175,23 @@ class Treatment:
         message = reason("told.stopped", balancer=name, reason=str(why))
         told = {"reason": str(why), "why": as_data(why), "factors": factors}
         self.out.event("balance_stopped", balancer=name, **told, message=message)
+
+
+def treated(wanted: Balancer, patient: Patient, out: Outlet) -> Treatment:
+    """The treatment of a patient by a balancer. Raises UsageError where no gradient of each loss is measured."""
+    if patient.mode in ("off", MODE):
+        raise UsageError(
+            mismatch(
+                "A balancer needs the gradient of each loss.",
+                'gradients="exact", "sketch" or "auto"',
+                f'gradients="{patient.mode}" with balance={wanted.name!r}',
+                "leave gradients= out, or balance=",
+            )
+        )
+    # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
+    patient.linearity.derives = False
+    out.describe(balance=wanted.name)
+    return Treatment(wanted, out)
 
 
 def _predicted(seen: Measured, before: Factors, after: Factors) -> dict[str, float]:

@@ -7,7 +7,7 @@ small random numbers meanwhile, since no gradient gets past a layer of zeros, ho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from lossdoctor.probe.awake import awakened
 from lossdoctor.rules.dst206_teacher_is_student import TeacherIsStudent
 from lossdoctor.rules.dst207_teacher_learns import TeacherLearns
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Severity, say
-from lossdoctor.rules.fixes import edit, set_decay
+from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd105_unreached_head import UnreachedHead
 from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.opt702_not_in_optimizer import NotInOptimizer
-from lossdoctor.rules.opt703_head_weight_decay import HeadWeightDecay
+from lossdoctor.rules.opt703_head_weight_decay import HeadWeightDecay, decaying
 from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 
 RULES = (
@@ -196,13 +196,11 @@ def _missing(given: Given, reach: _Reach | None) -> Iterator[Finding]:
     heads = [head for head, module in given.heads.items() if any(id(p) in missing for p in module.parameters())]
     names = list(missing.values())
     where = ", ".join(heads or dict.fromkeys(name.split(".", 1)[0] for name in names))
-    yield NotInOptimizer().finding(
+    yield NotInOptimizer().left_out(
         say("preflight.reach.missing", count=len(missing), names=where, example=names[0]),
-        evidence=(Evidence("preflight/optimizers/missing", float(len(missing)), 0.0),),
-        causes=(Cause("not-in-optimizer"),),
-        fixes=(edit("add_to_optimizer", where), edit("freeze", where)),
-        subject=heads[0] if len(heads) == 1 else None,
-        severity="error" if heads else "warning",
+        Evidence("preflight/optimizers/missing", float(len(missing)), 0.0),
+        where,
+        heads,
         certainty="confirmed",
         confirm="lossdoctor preflight",
     )
@@ -223,55 +221,19 @@ def _twice(facts: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _decay(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    decays = {
-        head: float(fact["weight_decay"])
-        for head, fact in facts["heads"].items()
-        if fact["weight_decay"] and fact["trainable"]
-    }
-    if decays:
-        rule = HeadWeightDecay()
-        yield rule.finding(
+    if decays := decaying(facts):
+        yield HeadWeightDecay().acting(
             say("preflight.reach.decay", heads=", ".join(decays), decay=max(decays.values())),
-            evidence=tuple(Evidence(f"preflight/weight_decay/{head}", decay, 0.0) for head, decay in decays.items()),
-            causes=(Cause("weight-decay-on-head"),),
-            fixes=tuple(set_decay(head) for head in decays),
-            subject=next(iter(decays)) if len(decays) == 1 else None,
-            severity="warning" if max(decays.values()) >= rule.chosen else "info",
+            [Evidence(f"preflight/weight_decay/{head}", decay, 0.0) for head, decay in decays.items()],
+            decays,
+            0.0,  # nothing is known yet of how long the run will be
             certainty="likely",
-            confirm="+".join(f"wd:{head}=0" for head in decays),
         )
 
 
-def _teacher(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    aliased, parameters = int(facts["aliased"]), int(facts["parameters"])
-    if aliased:
-        whole = aliased >= parameters
-        yield TeacherIsStudent().finding(
-            say("rule.DST206" if whole else "rule.DST206.partly", aliased=aliased, parameters=parameters),
-            evidence=(Evidence("audit/teacher/aliased", float(aliased), 0.0),),
-            causes=(Cause("teacher-is-student"),),
-            fixes=(edit("copy_teacher"),),
-            subject="teacher",
-            severity="error" if whole else "warning",
-            certainty="confirmed",
-        )
-    if count := int(facts["requires_grad"]):
-        learning = bool(facts["in_optimizer"])
-        yield TeacherLearns().finding(
-            say("rule.DST207.optimizer" if learning else "rule.DST207", count=count),
-            evidence=(Evidence("audit/teacher/requires_grad", float(count), 0.0),),
-            causes=(Cause("teacher-trainable"),),
-            fixes=(edit("freeze_teacher"),),
-            subject="requires_grad",
-            severity="error" if learning else "warning",
-            certainty="confirmed",
-        )
-    if count := int(facts["training"]):
-        yield TeacherLearns().finding(
-            say("rule.DST207.mode", count=count),
-            evidence=(Evidence("audit/teacher/training", float(count), 0.0),),
-            causes=(Cause("teacher-in-train-mode"),),
-            fixes=(edit("teacher_eval"),),
-            subject="mode",
-            certainty="confirmed",
-        )
+def _teacher(teacher: Mapping[str, Any]) -> Iterator[Finding]:
+    """As in a run; before it, the audit is all there is to go by, and enough."""
+    if (shared := TeacherIsStudent().shared(teacher)) is not None:
+        yield replace(shared, subject="teacher", certainty="confirmed", confirm=None)
+    for finding in TeacherLearns().set_up(teacher):
+        yield replace(finding, certainty="confirmed")

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from lossdoctor import linalg
-from lossdoctor.probe.ledger import CALIBRATE_EVERY, Ledger
+from lossdoctor.probe.ledger import Ledger
+from lossdoctor.probe.linearity import CALIBRATE_EVERY
 from lossdoctor.probe.ranks import Ranks
 
 Layout = dict[str, Any]

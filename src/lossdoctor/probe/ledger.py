@@ -20,84 +20,13 @@ from lossdoctor import linalg
 from lossdoctor.probe.belongings import Belongings
 from lossdoctor.probe.extra_pass import Differentiate, ExtraPass, exactly
 from lossdoctor.probe.lengths import KnownLengths
+from lossdoctor.probe.linearity import TOLERATED, Linearity, Owners
 from lossdoctor.probe.neutrality import same_buffers
 from lossdoctor.probe.obstacles import Obstacles, hooked, obstacles
 from lossdoctor.probe.parameters import ParameterMap
 from lossdoctor.probe.sharded import gradients
 from lossdoctor.probe.sketch import Sketch
 from lossdoctor.probe.snapshot import Gradients
-
-TOLERATED = 1e-3
-"""Largest predicted relative error of a derived gradient."""
-CALIBRATE_EVERY = 20
-"""Due steps between two measurements of the linearity error."""
-Owners = tuple["str | None", ...]
-"""Per parameter the loss whose gradient there follows from the total, without a pass; () when there is none."""
-
-
-@dataclass(slots=True)
-class Linearity:
-    """What earlier due steps taught about leaving one loss out.
-
-    error: |g - sum w_i g_i| / (|g| + sum |w_i g_i|), as last measured. norms, seconds: of each loss's own pass.
-    reach: per loss, whether its graph contains each parameter, so that a derived gradient is exactly zero elsewhere.
-    derives: False where every loss must always be measured.
-    """
-
-    error: float | None = None
-    norms: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    reach: dict[str, tuple[bool, ...]] = field(default_factory=dict)
-    parameters: tuple[int, ...] = ()
-    age: int = 0
-    derives: bool = True
-
-    def plan(self, weights: Mapping[str, float], where: ParameterMap) -> tuple[str | None, Owners]:
-        """The loss left out of the passes, and what else is; (None, ()) when all are to be measured everywhere."""
-        known = self.error is not None and all(name in self.norms and name in self.reach for name in weights)
-        same = self.parameters == tuple(map(id, where.parameters))
-        if not weights or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
-            return None, ()
-        return self._left_out(weights), self._owners(weights, len(where.parameters))
-
-    def _owners(self, weights: Mapping[str, float], size: int) -> Owners:
-        """Per parameter the only loss that reaches it. With one term in the sum nothing can cancel."""
-        owners: list[str | None] = [None] * size
-        if 2.0 * (self.error or 0.0) > TOLERATED:
-            return ()
-        for p in range(size):
-            reaching = [name for name in weights if self.reach[name][p]]
-            if len(reaching) == 1 and weights[reaching[0]] != 0.0:
-                owners[p] = reaching[0]
-        return tuple(owners) if any(owners) else ()
-
-    def _left_out(self, weights: Mapping[str, float]) -> str | None:
-        """The most expensive loss whose gradient can be derived accurately."""
-        accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
-        return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
-
-    def relative_error(self, name: str, weights: Mapping[str, float], norms: Mapping[str, float]) -> float:
-        """Predicted relative error of the gradient of `name` when it is derived."""
-        own = abs(weights[name]) * norms[name]
-        everything = 2.0 * sum(abs(weight) * norms[other] for other, weight in weights.items())
-        return (self.error or 0.0) * everything / own if own > 0.0 else float("inf")
-
-    def learn(self, ledger: Ledger, norms: Mapping[str, float], error: float | None) -> None:
-        """Take in a finished due step: its norms, and the linearity error if it was measured."""
-        weights = {name: weight for name, weight in ledger.losses.items() if name in norms}
-        self.norms.update(norms)
-        self.seconds.update(ledger.seconds)
-        self.age += 1
-        ids = tuple(map(id, ledger.where.parameters))
-        if ids != self.parameters:
-            self.parameters, self.reach = ids, {}
-        self.reach.update({name: ledger.reached_by(name) for name in ledger.rows})
-        if error is not None:
-            # Float32 can agree by luck (two losses that share no parameter): never trust more than its rounding.
-            self.error, self.age = max(error, 1e-7), 0
-        elif ledger.derived in weights and self.relative_error(ledger.derived, weights, norms) > TOLERATED:
-            # The balance has moved; the choice is made anew from fresh numbers.
-            self.age = CALIBRATE_EVERY
 
 
 @dataclass(slots=True)

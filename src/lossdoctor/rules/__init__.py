@@ -34,6 +34,7 @@ from lossdoctor.rules.grd104_opposed_gradients import OpposedGradients
 from lossdoctor.rules.grd105_unreached_head import UnreachedHead
 from lossdoctor.rules.grd106_ascending_loss import AscendingLoss
 from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
+from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.num901_non_finite import NonFinite
 from lossdoctor.rules.num902_exact_zero_loss import ExactZeroLoss
 from lossdoctor.rules.num903_half_precision_overflow import HalfPrecisionOverflow
@@ -121,6 +122,7 @@ RULES: tuple[type[Rule], ...] = (
     UnreachedHead,
     AscendingLoss,
     ClipAlwaysActive,
+    CutOffLoss,
     NonFinite,
     ExactZeroLoss,
     HalfPrecisionOverflow,

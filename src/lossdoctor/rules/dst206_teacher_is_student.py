@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lossdoctor.rules.distillation import moves, the_loss
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Severity, Skipped, outcome, say
@@ -34,34 +36,38 @@ class TeacherIsStudent(Rule):
     def check(self, run: RunView) -> Outcome:
         """The audit, else the distance."""
         facts = run.facts.get("teacher") or {}
-        aliased, parameters = int(facts.get("aliased") or 0), int(facts.get("parameters") or 0)
-        if aliased:
-            whole = aliased >= parameters
-            finding = self._finding(
-                run,
-                "rule.DST206" if whole else "rule.DST206.partly",
-                Evidence("audit/teacher/aliased", float(aliased), 0.0),
-                "error" if whole else "warning",
-                aliased=aliased,
-                parameters=parameters,
-            )
-            return outcome([finding])
+        if (finding := self.shared(facts)) is not None:
+            return outcome([replace(finding, loss=the_loss(run))])
         distance = run["teacher/distance"].finite
         # A copy of a student that learns nothing stays equal to it, and is a copy.
         if len(distance) >= self.least and not distance.values.any() and moves(run):
             told = Evidence("teacher/distance", 0.0, 0.0, **span(distance))
-            return outcome([self._finding(run, "rule.DST206.equal", told, "warning", count=len(distance))])
+            finding = self._finding("rule.DST206.equal", told, "warning", count=len(distance))
+            return outcome([replace(finding, loss=the_loss(run))])
         if not facts and len(distance) < self.least:
             return Skipped(say("skip.short", least=self.least, found=len(distance)), say("enable.longer"))
         return Clear()
 
-    def _finding(self, run: RunView, sentence: str, told: Evidence, severity: Severity, **params: int) -> Finding:
+    def shared(self, teacher: Mapping[str, Any]) -> Finding | None:
+        """What an audit of the teacher says: that all of it, or a part, lies in the memory of trained parameters."""
+        aliased, parameters = int(teacher.get("aliased") or 0), int(teacher.get("parameters") or 0)
+        if not aliased:
+            return None
+        whole = aliased >= parameters
+        return self._finding(
+            "rule.DST206" if whole else "rule.DST206.partly",
+            Evidence("audit/teacher/aliased", float(aliased), 0.0),
+            "error" if whole else "warning",
+            aliased=aliased,
+            parameters=parameters,
+        )
+
+    def _finding(self, sentence: str, told: Evidence, severity: Severity, **params: int) -> Finding:
         return self.finding(
             say(sentence, **params),
             evidence=(told,),
             causes=(Cause("teacher-is-student"),),
             fixes=(edit("copy_teacher"),),
-            loss=the_loss(run),
             severity=severity,
             certainty="likely",
             confirm="teacher/distance",

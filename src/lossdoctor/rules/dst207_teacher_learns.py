@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lossdoctor.rules.distillation import the_loss
@@ -35,9 +35,11 @@ class TeacherLearns(Rule):
 
     def check(self, run: RunView) -> Outcome:
         """Two facts, each a finding of its own."""
-        return outcome(list(self._findings(run, run.facts.get("teacher") or {})))
+        told = self.set_up(run.facts.get("teacher") or {})
+        return outcome([replace(finding, loss=the_loss(run)) for finding in told])
 
-    def _findings(self, run: RunView, teacher: Mapping[str, Any]) -> Iterator[Finding]:
+    def set_up(self, teacher: Mapping[str, Any]) -> Iterator[Finding]:
+        """What an audit of the teacher says."""
         if count := int(teacher.get("requires_grad") or 0):
             learning = bool(teacher.get("in_optimizer"))
             yield self.finding(
@@ -45,7 +47,6 @@ class TeacherLearns(Rule):
                 evidence=(Evidence("audit/teacher/requires_grad", float(count), 0.0),),
                 causes=(Cause("teacher-trainable"),),
                 fixes=(edit("freeze_teacher"),),
-                loss=the_loss(run),
                 subject="requires_grad",
                 severity="error" if learning else "warning",
                 certainty="likely",
@@ -56,7 +57,6 @@ class TeacherLearns(Rule):
                 evidence=(Evidence("audit/teacher/training", float(count), 0.0),),
                 causes=(Cause("teacher-in-train-mode"),),
                 fixes=(edit("teacher_eval"),),
-                loss=the_loss(run),
                 subject="mode",
                 certainty="likely",
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Outcome, say
+from lossdoctor.rules.finding import Cause, Certainty, Clear, Evidence, Finding, Fired, Message, Outcome, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.view import RunView
@@ -40,16 +41,28 @@ class NotInOptimizer(Rule):
         modules = [str(module) for module in told.get("missing_modules") or ()]
         heads = [module for module in modules if module in run.heads]
         names = ", ".join(heads or modules or missing[:_TOLD])
-        return Fired(
-            (
-                self.finding(
-                    say("rule.OPT702", names=names, count=count, example=missing[0] if missing else names),
-                    evidence=(Evidence("audit/optimizers/missing_count", float(count), 0.0, step, step),),
-                    causes=(Cause("not-in-optimizer"),),
-                    fixes=(edit("add_to_optimizer", names), edit("freeze", names)),
-                    subject=heads[0] if len(heads) == 1 else None,
-                    severity="error" if heads else "warning",
-                    certainty="likely",
-                ),
-            )
+        message = say("rule.OPT702", names=names, count=count, example=missing[0] if missing else names)
+        seen = Evidence("audit/optimizers/missing_count", float(count), 0.0, step, step)
+        return Fired((self.left_out(message, seen, names, heads, certainty="likely"),))
+
+    def left_out(
+        self,
+        message: Message,
+        seen: Evidence,
+        names: str,
+        heads: Sequence[str],
+        *,
+        certainty: Certainty,
+        confirm: str | None = None,
+    ) -> Finding:
+        """That parameters are in no optimizer. names: where they belong, for a reader; heads: those among it."""
+        return self.finding(
+            message,
+            evidence=(seen,),
+            causes=(Cause("not-in-optimizer"),),
+            fixes=(edit("add_to_optimizer", names), edit("freeze", names)),
+            subject=heads[0] if len(heads) == 1 else None,
+            severity="error" if heads else "warning",
+            certainty=certainty,
+            confirm=confirm,
         )

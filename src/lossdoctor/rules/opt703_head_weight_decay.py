@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Fired, Outcome, say
+from lossdoctor.rules.finding import Cause, Certainty, Clear, Evidence, Finding, Fired, Message, Outcome, say
 from lossdoctor.rules.fixes import set_decay
 from lossdoctor.rules.rule import Rule
 from lossdoctor.rules.strengths import together
@@ -33,29 +35,50 @@ class HeadWeightDecay(Rule):
     def check(self, run: RunView) -> Outcome:
         """The last audit; all heads in one finding."""
         step, facts = run.audits[-1]
-        decays = {
-            str(head): float(fact["weight_decay"])
-            for head, fact in (facts.get("heads") or {}).items()
-            if fact.get("weight_decay") and fact.get("trainable")
-        }
+        decays = decaying(facts)
         if not decays:
             return Clear()
         pulls = {head: _pull(run, head, decay, facts["heads"][head]) for head, decay in decays.items()}
         hardest = max(pulls, key=lambda head: pulls[head])
-        finding = self.finding(
-            say("rule.OPT703", heads=", ".join(decays), decay=decays[hardest], percent=100 * pulls[hardest]),
-            evidence=tuple(
-                Evidence(f"audit/heads/{head}/weight_decay", decay, 0.0, step, step) for head, decay in decays.items()
-            ),
+        message = say("rule.OPT703", heads=", ".join(decays), decay=decays[hardest], percent=100 * pulls[hardest])
+        seen = [Evidence(f"audit/heads/{head}/weight_decay", decay, 0.0, step, step) for head, decay in decays.items()]
+        # That it acts is a fact; that it matters in a run this long is one only beyond the pull.
+        certainty: Certainty = "likely" if pulls[hardest] > self.pull else "suspected"
+        return Fired((self.acting(message, seen, decays, pulls[hardest], certainty=certainty),))
+
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate that does harm, unless the decay was chosen: such a one pulls at any rate."""
+        return root.severity != "info" and all(seen.value < self.chosen for seen in finding.evidence)
+
+    def acting(
+        self,
+        message: Message,
+        seen: Sequence[Evidence],
+        decays: Mapping[str, float],
+        pull: float,
+        *,
+        certainty: Certainty,
+    ) -> Finding:
+        """That heads have decays. pull: the share of its weights that the hardest pulled one loses; 0 if unknown."""
+        return self.finding(
+            message,
+            evidence=seen,
             causes=(Cause("weight-decay-on-head"),),
             fixes=tuple(set_decay(head) for head in decays),
-            subject=hardest if len(decays) == 1 else None,
-            severity="warning" if pulls[hardest] > self.pull or max(decays.values()) >= self.chosen else "info",
-            # That it acts is a fact; that it matters in a run this long is one only beyond the pull.
-            certainty="likely" if pulls[hardest] > self.pull else "suspected",
+            subject=next(iter(decays)) if len(decays) == 1 else None,
+            severity="warning" if pull > self.pull or max(decays.values()) >= self.chosen else "info",
+            certainty=certainty,
             confirm="+".join(f"wd:{head}=0" for head in decays),
         )
-        return Fired((finding,))
+
+
+def decaying(facts: Mapping[str, Any]) -> dict[str, float]:
+    """The decay of every head an audit found one on that can be trained."""
+    return {
+        str(head): float(fact["weight_decay"])
+        for head, fact in (facts.get("heads") or {}).items()
+        if fact.get("weight_decay") and fact.get("trainable")
+    }
 
 
 def _pull(run: RunView, head: str, decay: float, fact: dict[str, object]) -> float:

@@ -48,7 +48,7 @@ class UpdateTooLarge(Rule):
 
     code, name = "OPT704", "update-too-large"
     needs = (RMS,)
-    explains = ("NUM901", "VEL401", "VEL405", "GRD106", "GRD107", "PST309", "DST203", "CND601", "SMP")
+    explains = ("NUM901", "OPT703", "VEL401", "VEL405", "GRD106", "GRD107", "PST309", "DST203", "CND601", "SMP")
     rms: float = given(1e-2)  # the method's
     violent: float = 0.1  # docs/log.md, the clinic: 0.12 to 0.35 at 100 times the rate; healthy heads 0.05
     explosion: float = 2.0  # docs/log.md, the clinic: at most 1.2 healthy, 2.2 and more at 100 times the rate

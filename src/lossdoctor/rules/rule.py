@@ -48,6 +48,10 @@ class Rule:
         """Judge one run. Called only when everything in `needs` is there and a loss of `kind` exists."""
         raise NotImplementedError
 
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """Whether a finding of this rule follows from that of a rule which names it in `explains`; usually it does."""
+        return True
+
     def beside_the_point(self, run: RunView) -> Message | None:
         """Why nothing is wrong with a run that lacks what is needed; None where something should be measured."""
         return None
