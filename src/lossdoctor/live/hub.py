@@ -21,9 +21,9 @@ from lossdoctor.errors import LossDoctorError
 from lossdoctor.live.channel import QUEUE, REMEMBERED, Channel, Message, Subscriber, as_json
 from lossdoctor.live.folder import Runs
 from lossdoctor.live.growing import Growing, points
-from lossdoctor.live.judging import key
 from lossdoctor.live.pages import parts, verdicts
 from lossdoctor.report.thin import ThinRun
+from lossdoctor.rounds import key
 
 _log = logging.getLogger("lossdoctor")
 
