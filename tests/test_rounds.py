@@ -20,7 +20,7 @@ def test_all_rounds_together_keep_to_their_share_of_the_time() -> None:
     now, spent, measured, rounds = 0.0, 0.0, 0, []
     pace = Pace(share=0.01, first=0.2, clock=lambda: now)
     while now < 2000:
-        now, measured = now + 0.5, 2 * measured + LEAST
+        now, measured = now + 0.5, 2 * pace.judged_at + LEAST
         if pace.due(measured):
             rounds.append(now)
             pace.begin(measured)

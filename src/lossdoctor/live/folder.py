@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lossdoctor.errors import RunError, mismatch
+from lossdoctor.report.page.experiments import ANSWERS
 
 DEEP = 6
 """Folders below the one served in which runs are looked for."""
@@ -18,7 +19,10 @@ DEEP = 6
 MOST = 1000
 """Runs that are listed."""
 
-_OWN = ("run.db", "run.db-wal", "run.db-shm", "meta.json", "events.jsonl")
+ANSWERED = ("events.jsonl", ANSWERS)
+"""What may be written of a run beside its records, also after it has ended."""
+
+_OWN = ("run.db", "run.db-wal", "run.db-shm", "meta.json", *ANSWERED)
 
 
 class Runs:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossdoctor.errors import RunError
+from lossdoctor.live.folder import ANSWERED
 from lossdoctor.live.judging import Judge
 from lossdoctor.record import Series
 from lossdoctor.report.frame import condition
@@ -84,6 +85,10 @@ class Growing:
             self.changed = time.monotonic()
         self.pulse = taken(self._full, self._clock, self.path)
         return another, news
+
+    def answered(self) -> Stamp:
+        """Changes whenever an event was written, or answers of experiments."""
+        return tuple(part for name in ANSWERED for part in _stamp(self.path / name) or (0,))
 
     def read(self) -> Run:
         """The run, opened for this reading. Raises RunError."""
@@ -160,16 +165,18 @@ class Growing:
         self.pulse = Pulse(state, None, None, why.splitlines()[0] if state == "unreadable" else "")  # type: ignore[arg-type]
 
     def _stamped(self) -> Stamp:
-        """Changes whenever something was written. Empty when there is no run."""
-        told: list[int] = []
-        for name in ("run.db", "run.db-wal"):
-            try:
-                found = os.stat(self.path / name, follow_symlinks=False)
-                told += [found.st_ino, found.st_size, found.st_mtime_ns]
-            except OSError:
-                if name == "run.db":
-                    return ()
-        return tuple(told)
+        """Changes whenever a record was written. Empty when there is no run."""
+        file = _stamp(self.path / "run.db")
+        return file and file + _stamp(self.path / "run.db-wal")
+
+
+def _stamp(file: Path) -> Stamp:
+    """Changes when the file does. Empty when there is none."""
+    try:
+        found = os.stat(file, follow_symlinks=False)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def points(news: dict[str, Series]) -> dict[str, list[list[float | int | None]]]:

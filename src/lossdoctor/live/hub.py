@@ -40,6 +40,8 @@ JUDGING = 0.1
 """Share of one core that rules and the parts of pages they change may take."""
 REFRESH = 20.0
 """Seconds after which the parts of a page that are not curves are made anew, without a diagnosis."""
+SOON = 2.0
+"""Seconds after which they are made anew when something has happened: a weight was changed, a fix was tried."""
 LINGER = 60.0
 """Seconds a run is followed after the last page on it was closed, so that a page that comes back misses nothing."""
 BEAT = 10.0
@@ -168,8 +170,10 @@ class Hub:
             if one.pulse.state not in READABLE or (name not in topics and LIST not in topics):
                 continue
             channel = self._channels.get(name)
-            old = channel is not None and channel.measured != one.measured and now - channel.judged_at > REFRESH
-            if old or one.judge.due(one.measured, sure=one.pulse.state == "ended"):
+            age = 0.0 if channel is None else now - channel.judged_at
+            old = age > REFRESH and channel is not None and channel.measured != one.measured
+            answered = age > SOON and channel is not None and channel.answered != one.answered()
+            if old or answered or one.judge.due(one.measured, sure=one.pulse.state == "ended"):
                 yield name
 
     def _watched(self) -> frozenset[str]:
@@ -314,10 +318,12 @@ class Hub:
                 return 0.0, None
             one.judged_at = time.monotonic()
             try:
-                measured, sure = one.measured, one.pulse.state == "ended"
+                measured, answered, sure = one.measured, one.answered(), one.pulse.state == "ended"
                 run = ThinRun(one.read())
-                # A page is shown what the rules say also while that is only what they lack.
-                due = one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
+                # A page is shown what the rules say also while that is only what they lack. Experiments come after the
+                # end of a run, and change what they say.
+                again = sure and channel is not None and channel.answered not in ((), answered)
+                due = again or one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
                 fresh = one.judge.ask(run, measured, sure=sure) if due else []
                 made = parts(run, one.judge) if followed and channel is not None else {}
             except (LossDoctorError, OSError):
@@ -325,7 +331,8 @@ class Hub:
             if channel is None or not made:
                 return time.thread_time() - started, None
             changed = {part: told for part, told in made.items() if channel.parts.get(part) != told}
-            channel.parts, channel.measured, channel.judged_at = made, measured, time.monotonic()
+            channel.parts, channel.measured, channel.answered = made, measured, answered
+            channel.judged_at = time.monotonic()
             leading = {key(group[0]) for group in one.judge.standing()}
             told = {
                 "run": name,

@@ -1,7 +1,7 @@
 """A run in another process, judged: the diagnosis of the last round, and its findings that count.
 
-Once is enough for a finding at the end of a run, when nothing more will come, and in the first diagnosis of one that has
-left its first steps behind.
+Once is enough for a finding at the end of a run, when nothing more will come, and in the first diagnosis of one that
+has left its first steps behind.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 function runPage() {
   charts = lossdoctorCharts({ curve: (name) => curves[0].get(name), word, latest: true });
   let known = null;
+  const later = new Set([...document.querySelectorAll("main > section[hidden]")].map((one) => one.id));
   const values = new Map();
 
   function takeParts({ parts, fresh = [] }) {
@@ -10,6 +11,10 @@ function runPage() {
       if (part === "verdict") by("verdict").innerHTML = html;
       else if (part === "every" && listed() === listed(html)) continue;
       else if (part !== "headlines") place(part, html);
+      if (later.has(part)) {
+        by(part).hidden = !html;
+        document.querySelector(`nav a[href="#${part}"]`).hidden = !html;
+      }
       if (part === "every") search();
     }
     values.clear();

@@ -66,8 +66,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
   }
 
   function judgedSteps(figure) {
-    const [from, to] = [Number(figure.dataset.from ?? NaN), Number(figure.dataset.to ?? NaN)];
     return (plot) => {
+      const [from, to] = [Number(figure.dataset.from ?? NaN), Number(figure.dataset.to ?? NaN)];
       if (!Number.isFinite(from) || !Number.isFinite(to)) return;
       clipped(plot, (ctx, bbox) => {
         const [a, b] = [plot.valToPos(from, "x", true), plot.valToPos(to, "x", true)];
@@ -80,8 +80,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
 
   // Over the grid: a threshold is often a round number, and would be hidden by the line of one.
   function thresholdLine(figure) {
-    const threshold = Number(figure.dataset.threshold ?? NaN);
     return (plot) => {
+      const threshold = Number(figure.dataset.threshold ?? NaN);
       if (!Number.isFinite(threshold)) return;
       clipped(plot, (ctx, bbox) => {
         const y = Math.round(plot.valToPos(threshold, "y", true)) + 0.5;
@@ -102,8 +102,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
 
   // The steps at which something was changed.
   function changes(figure) {
-    const steps = JSON.parse(figure.dataset.marks ?? "[]");
     return (plot) => clipped(plot, (ctx, bbox) => {
+      const steps = JSON.parse(figure.dataset.marks ?? "[]");
       ctx.strokeStyle = colour("--soft");
       ctx.setLineDash([2, 4]);
       for (const step of steps) {
@@ -132,7 +132,6 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       charts.set(figure, { plot: null, parts: [box, key], spans: [] });
       return;
     }
-    const threshold = Number(figure.dataset.threshold ?? NaN);
     const band = figure.dataset.band === "1";
     const isPoints = "points" in figure.dataset;
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
@@ -156,6 +155,7 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
           distr: log ? 3 : 1,
           range: (plot, low, high) => {
             if (low === null || high === null) return [0, 1];
+            const threshold = Number(figure.dataset.threshold ?? NaN);
             // The threshold belongs into the picture unless it would flatten the curve.
             const near = Number.isFinite(threshold) && (log ? threshold > low / 1e3 && threshold < high * 1e3 : Math.abs(threshold - (low + high) / 2) < 5 * (high - low) + 1e-12);
             if (near) { low = Math.min(low, threshold); high = Math.max(high, threshold); }
@@ -211,7 +211,9 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       return;
     }
     const xs = plot.data[0], { min, max } = plot.scales.x;
-    plot.setData(data, min <= xs[0] && max >= xs[xs.length - 1]);
+    const all = min <= xs[0] && max >= xs[xs.length - 1];
+    plot.setData(data, all);
+    if (!all) plot.redraw(false);
     tell(charts.get(figure).spans, plot);
   }
 
@@ -238,11 +240,19 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
     }
   }
 
+  // What is drawn over their curves has changed.
+  function marked(figures) {
+    for (const figure of figures) {
+      if (!charts.has(figure)) continue;
+      if (inView.has(figure)) renew(figure); else late.add(figure);
+    }
+  }
+
   let waiting = 0;
   window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 150); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   return {
-    redraw, grown, has: (figure) => charts.has(figure), draw,
+    redraw, grown, marked, has: (figure) => charts.has(figure), draw,
     observe: (figures) => figures.forEach((figure) => seen.observe(figure)),
   };
 }
