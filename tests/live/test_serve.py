@@ -33,13 +33,13 @@ def test_a_page_hears_everything_and_then_what_is_new(shared: Shared) -> None:
     whole = page.until("whole")
     assert whole["state"] == "growing"
     assert whole["measured"] == 50
-    assert "flow/nmse" in whole["places"]
+    assert "flow/nmse" in whole["names"]
     assert "Velocity" in whole["parts"]["overview"]
     training.go(2, extra={"new <b>": float("nan")})
     told = page.until("points")["points"]
     assert told["loss/flow"][0] == [500, 510]
     assert told["new <b>"] == [[500, 510], [None, None]]
-    assert set(told) == {*whole["places"], "new <b>"}
+    assert set(told) == {*whole["names"], "new <b>"}
     training.end()
     assert page.until("state", lambda told: told["state"] == "ended")["steps"] == 511
     page.close()

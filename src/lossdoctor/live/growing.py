@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lossdoctor.live.folder import ANSWERED
 from lossdoctor.live.judging import Judge
 from lossdoctor.record import Series
 from lossdoctor.report.frame import condition
-from lossdoctor.report.page.encoding import packed
+from lossdoctor.report.page.encoding import sent
 from lossdoctor.report.page.markup import each_language
 from lossdoctor.report.pulse import RECENT, Pulse, taken
 from lossdoctor.store import Following, Run
@@ -31,6 +31,7 @@ class Growing:
 
     sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`. pulse: its
     state; judge: asks the rules; changed, judged_at: monotonic time of the last news and of the last diagnosis.
+    names: of its metrics, in an order that stays while it is open; opened: how often it was.
     """
 
     def __init__(self, name: str, path: Path, sound: Callable[[Path], bool] = Path.is_dir) -> None:
@@ -41,6 +42,8 @@ class Growing:
         self.measured = self.last_step = 0
         self.losses: dict[str, float] = {}
         self.changed = self.judged_at = 0.0
+        self.names: list[str] = []
+        self.opened = 0
         self._following: Following | None = None
         self._stamp: Stamp = ()
         self._full = self._clock = NOTHING
@@ -96,11 +99,10 @@ class Growing:
             raise RunError(f"{self.path} is no folder of plain files (any more)")
         return Run.open(self.path)
 
-    def curves(self) -> dict[str, Any]:
-        """All curves, few enough points each to draw at once, as `encoding.packed` has them."""
-        run = self.read()
-        places, told = packed(((name, run[name]) for name in run), len(run))
-        return {"places": places, "curves": told}
+    def curves(self, places: Sequence[int]) -> bytes:
+        """The curves of the metrics in these places of `names`, as `encoding.sent` has them. Raises RunError."""
+        run, names = self.read(), self.names
+        return sent(run[names[place]] for place in places)
 
     def state(self) -> dict[str, Any]:
         """What the head of a page says of the run's state; changes at most once a minute while nothing comes."""
@@ -134,13 +136,14 @@ class Growing:
         self._following = Following(self.path)
         self._following.skip()
         run = self._following.run
+        self.names, self.opened = list(run), self.opened + 1
         clock, full = run.times, run.steps
         own = Series(full, clock.values[np.searchsorted(clock.steps, full)])
         self._full, self._clock, self.measured = _last(own), _last(clock), len(full)
         self.losses = {}
         last = -1
         at = max(int(clock.steps[-1]) if len(clock) else -1, 0)
-        for name in (name for name in run if name.startswith("loss/")):
+        for name in (name for name in self.names if name.startswith("loss/")):
             points = run.thinned(name, 3).series
             if len(points):
                 self.losses[name.removeprefix("loss/")] = float(points.values[-1])
@@ -150,6 +153,8 @@ class Growing:
         return {}
 
     def _note(self, news: dict[str, Series], fulls: Series, clocks: Series) -> None:
+        there_already = set(self.names)
+        self.names += [name for name in news if name not in there_already]
         for name, points in news.items():
             if name.startswith("loss/"):
                 self.losses[name.removeprefix("loss/")] = float(points.values[-1])

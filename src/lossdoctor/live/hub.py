@@ -87,6 +87,13 @@ class Hub:
         self._hurry.set()
         return one
 
+    async def expect(self, topics: Sequence[str]) -> None:
+        """A page on these runs is on its way to a browser: make what it will ask for, while that reads its scripts."""
+        for topic in topics:
+            if await asyncio.to_thread(self._known, topic) and not self.stopping:
+                self._channels.setdefault(topic, Channel(floor=self._seq, left=time.monotonic()))
+                await asyncio.to_thread(self._everything, topic)
+
     def unsubscribe(self, one: Subscriber) -> None:
         """A page is closed."""
         self.subscribers.discard(one)
@@ -114,6 +121,20 @@ class Hub:
                     await asyncio.wait_for(one.wake.wait(), BEAT)
                 except TimeoutError:
                     yield b"event: beat\ndata: {}\n\n"
+
+    def curves(self, name: str, opened: str, places: Sequence[int]) -> bytes | None:
+        """Some curves of a run, see `Growing.curves`. opened, places: of the "whole" that a page had.
+
+        None when that was another run, when it was closed since, or when it cannot be read at this moment: then the
+        page is being told. For a thread.
+        """
+        one = self._growing.get(name)
+        if one is None or opened != f"{self.epoch}-{one.opened}" or not all(0 <= at < len(one.names) for at in places):
+            return None
+        try:
+            return one.curves(places)
+        except (LossDoctorError, OSError):
+            return None
 
     def stop(self) -> None:
         """End all streams: the server stops."""
@@ -281,40 +302,50 @@ class Hub:
         if self._loop is not None and sum(topic in one.topics for one in list(self.subscribers)) > 1:
             self._loop.call_soon_threadsafe(self.publish, topic, "another", None)
 
+    def _known(self, topic: str) -> bool:
+        with self._reading:
+            if topic not in self._growing:
+                self._scanned = -SCAN
+                list(self._scan())
+            return topic in self._growing
+
     def _everything(self, topic: str) -> tuple[str, Any]:
         """All there is to tell of a topic to a page that has nothing."""
         with self._reading:
-            if topic == LIST or topic not in self._growing:
+            if topic == LIST:
                 self._scanned = -SCAN
                 list(self._scan())
-            if topic == LIST:
                 for name, each in self._growing.items():
                     if not each.open and name not in self._channels:
                         each.look()
                 return "rows", {"rows": list(self._listed().values()), "gone": [], "all": True}
-            one = self._growing.get(topic)
-            if one is None:
+            if not self._known(topic):
                 return "state", Growing(topic, self._runs.root).state()
+            one = self._growing[topic]
             if not one.open and one.look()[0]:
                 self._opened(topic)
         channel = self._channels.get(topic)
         try:
             if one.pulse.state in READABLE:
                 if channel is not None and not channel.parts:
-                    self._judged(topic, True)
+                    self._judged(topic, True, first=True)
                 told = dict(channel.parts) if channel is not None else {}
-                curves = one.curves()
+                opened, names = one.opened, list(one.names)
+                curves = {"names": names, "opened": f"{self.epoch}-{opened}"}
                 return "whole", {**one.state(), **curves, "parts": told, "verdicts": verdicts(one.judge.standing())}
         except (LossDoctorError, OSError):  # deleted or damaged this moment; the next look says so
             pass
         return "state", one.state()
 
-    def _judged(self, name: str, followed: bool) -> tuple[float, Any]:
-        """Judge a run, if it is time, and make the parts of its page; returns the seconds it took and what changed."""
+    def _judged(self, name: str, followed: bool, *, first: bool = False) -> tuple[float, Any]:
+        """Judge a run, if it is time, and make the parts of its page; returns the seconds it took and what changed.
+
+        first: only if there are no parts yet; they may have come while this waited for its turn.
+        """
         with self._judging:
             started = time.thread_time()
             one, channel = self._growing.get(name), self._channels.get(name)
-            if one is None:
+            if one is None or (first and channel is not None and channel.parts):
                 return 0.0, None
             one.judged_at = time.monotonic()
             try:

@@ -67,7 +67,7 @@ def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
         "every": every_metric(view),
         "facts": facts(digest, [("lossdoctor", __version__)]),
         # For pages with several runs: which metrics come first.
-        "headlines": "\n".join(line.name for line in digest.lines if "\n" not in line.name),
+        "headlines": "\n".join(line.name for line in digest.lines if line.count > 1 and "\n" not in line.name),
     }
 
 
