@@ -129,6 +129,28 @@ def test_several_runs_on_one_page(shared: Shared) -> None:
     page.close()
 
 
+def test_the_other_ranks_of_a_run(shared: Shared) -> None:
+    root, server = shared
+    zero, one = Training(root / "ranked"), Training(root / "ranked", rank=1)
+    zero.go(20)
+    one.go(30)
+    page, other = Page(server.url, run="ranked"), Page(server.url, run="ranked/run.rank1.db")
+    whole = page.until("whole")
+    assert "run?run=ranked%2Frun.rank1.db" in whole["parts"]["ranks"]
+    assert "compare?run=ranked&amp;run=ranked%2Frun.rank1.db" in whole["parts"]["ranks"]
+    assert (whole["measured"], other.until("whole")["measured"]) == (20, 30)
+    one.go(1)
+    assert other.until("points")["points"]["loss/flow"][0] == [300]
+    one.writer.event("failure", step=300, measurement="gradients", error="out of memory <b>")
+    told = page.until("parts", lambda told: "troubles" in told["parts"])["parts"]["troubles"]
+    assert "rank 1, step 300: gradients could not be measured" in told
+    assert "<b>" not in told
+    listed = Page(server.url)
+    assert "ranked/run.rank1.db" not in {row["run"] for row in listed.until("rows")["rows"]}
+    for each in (page, other, listed):
+        each.close()
+
+
 def test_nothing_outside_is_read(shared: Shared) -> None:
     root, server = shared
     secret = Training(root.parent / f"{root.name}-secret")

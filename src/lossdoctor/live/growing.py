@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from lossdoctor.errors import RunError
-from lossdoctor.live.folder import ANSWERED
+from lossdoctor.live.folder import of_other_rank, told_beside
 from lossdoctor.live.judging import Judge
 from lossdoctor.record import Series
 from lossdoctor.report.frame import condition
 from lossdoctor.report.page.encoding import sent
 from lossdoctor.report.page.markup import each_language
-from lossdoctor.report.pulse import RECENT, Pulse, taken
+from lossdoctor.report.pulse import RECENT, Pulse, log_of, taken
 from lossdoctor.store import Following, Run
 from lossdoctor.store.layout import NOTHING, join
 
@@ -31,11 +31,14 @@ class Growing:
 
     sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`. pulse: its
     state; judge: asks the rules; changed, judged_at: monotonic time of the last news and of the last diagnosis.
-    names: of its metrics, in an order that stays while it is open; opened: how often it was.
+    names: of its metrics, in an order that stays while it is open; opened: how often it was. other: whether it
+    is the file of another rank of a run, which no list tells of.
     """
 
     def __init__(self, name: str, path: Path, sound: Callable[[Path], bool] = Path.is_dir) -> None:
         self.name, self.path = name, path
+        self.other = of_other_rank(path)
+        self._folder, self._file = (path.parent, path) if self.other else (path, path / "run.db")
         self._sound = sound
         self.judge = Judge(name, share=math.inf)
         self.pulse = Pulse("absent")
@@ -66,7 +69,7 @@ class Growing:
             self._gone("deleted" if self.pulse.state != "absent" else "absent")
             return False, {}
         if stamp == self._stamp:
-            self.pulse = taken(self._full, self._clock, self.path)
+            self.pulse = taken(self._full, self._clock, self._file)
             return False, {}
         try:
             another = self._following is None or not self._following.there
@@ -86,12 +89,12 @@ class Growing:
         self._stamp = stamp
         if another or news:
             self.changed = time.monotonic()
-        self.pulse = taken(self._full, self._clock, self.path)
+        self.pulse = taken(self._full, self._clock, self._file)
         return another, news
 
     def answered(self) -> Stamp:
         """Changes whenever an event was written, or answers of experiments."""
-        return tuple(part for name in ANSWERED for part in _stamp(self.path / name) or (0,))
+        return tuple(part for path in told_beside(self._folder) for part in _stamp(path))
 
     def read(self) -> Run:
         """The run, opened for this reading. Raises RunError."""
@@ -171,8 +174,7 @@ class Growing:
 
     def _stamped(self) -> Stamp:
         """Changes whenever a record was written. Empty when there is no run."""
-        file = _stamp(self.path / "run.db")
-        return file and file + _stamp(self.path / "run.db-wal")
+        return (file := _stamp(self._file)) and file + _stamp(log_of(self._file))
 
 
 def _stamp(file: Path) -> Stamp:

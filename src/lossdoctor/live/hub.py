@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Any
 
 from lossdoctor.errors import LossDoctorError
@@ -188,7 +188,7 @@ class Hub:
         """Names of runs to judge: those somebody looks at, then the others of a list; that waited longest first."""
         now = time.monotonic()
         for name, one in sorted(self._growing.items(), key=lambda item: (item[0] not in topics, item[1].judged_at)):
-            if one.pulse.state not in READABLE or (name not in topics and LIST not in topics):
+            if one.pulse.state not in READABLE or not _looked_at(name, one, topics):
                 continue
             channel = self._channels.get(name)
             age = 0.0 if channel is None else now - channel.judged_at
@@ -241,11 +241,10 @@ class Hub:
     def _look(self, topics: frozenset[str]) -> list[tuple[str, str, Any]]:
         with self._reading:
             told = list(self._scan())
-            listed = LIST in topics
             for name, one in list(self._growing.items()):
-                if listed or name in topics:
+                if _looked_at(name, one, topics):
                     told += self._looked(name, one, name in topics)
-            if listed and (rows := self._changed_rows()):
+            if LIST in topics and (rows := self._changed_rows()):
                 told.append((LIST, "rows", rows))
             return told
 
@@ -292,7 +291,10 @@ class Hub:
         return {"rows": changed, "gone": gone} if changed or gone else {}
 
     def _listed(self) -> dict[str, dict[str, Any]]:
-        return {name: one.row() for name, one in self._growing.items() if one.pulse.state not in ("absent", "deleted")}
+        there = (
+            one for one in self._growing.values() if not one.other and one.pulse.state not in ("absent", "deleted")
+        )
+        return {one.name: one.row() for one in there}
 
     def _opened(self, topic: str) -> None:
         """A run was opened for one page; others on it may have been waiting for it, or have another run's curves."""
@@ -316,7 +318,7 @@ class Hub:
                 self._scanned = -SCAN
                 list(self._scan())
                 for name, each in self._growing.items():
-                    if not each.open and name not in self._channels:
+                    if not each.open and not each.other and name not in self._channels:
                         each.look()
                 return "rows", {"rows": list(self._listed().values()), "gone": [], "all": True}
             if not self._known(topic):
@@ -356,7 +358,7 @@ class Hub:
                 again = sure and channel is not None and channel.answered not in ((), answered)
                 due = again or one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
                 fresh = one.judge.ask(run, measured, sure=sure) if due else []
-                made = parts(run, one.judge) if followed and channel is not None else {}
+                made = parts(one, run) if followed and channel is not None else {}
             except (LossDoctorError, OSError):
                 return 1.0, None
             if channel is None or not made:
@@ -372,3 +374,8 @@ class Hub:
                 "verdicts": verdicts(one.judge.standing()),
             }
             return time.thread_time() - started, told if changed else None
+
+
+def _looked_at(name: str, one: Growing, topics: Collection[str]) -> bool:
+    """On a page of its own, or in the list."""
+    return name in topics or (LIST in topics and not one.other)

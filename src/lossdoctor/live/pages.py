@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from lossdoctor import __version__
-from lossdoctor.live.judging import Judge
+from lossdoctor.live.growing import Growing
 from lossdoctor.messages import languages
 from lossdoctor.report.page import troubles
 from lossdoctor.report.page.experiments import experiments
@@ -47,8 +48,9 @@ COMPARED = 6
 """Runs on one page at most: as many as there are colours."""
 
 
-def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
-    """The parts of a run's page that are not curves, as HTML, by where they go."""
+def parts(one: Growing, run: ThinRun) -> dict[str, str]:
+    """The parts of a run's page that are not curves, as HTML, by where they go. run: judged already."""
+    judge = one.judge
     assert judge.diagnosis is not None
     standing = tuple(finding for group in judge.standing() for finding in group)
     diagnosis, view, digest = replace(judge.diagnosis, findings=standing), RunView(run), glance(run)
@@ -58,6 +60,7 @@ def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
     return {
         "verdict": verdict
         + (element("p", say("live.asked", step=f"{diagnosis.steps - 1:,}"), class_="quiet") if diagnosis.steps else ""),
+        "ranks": _ranks(one, run),
         "findings": findings(run, diagnosis),
         "others": others(diagnosis),
         "treatment": "" if view.treated is None else treatment(view, view.treated),
@@ -77,6 +80,27 @@ def verdicts(groups: Sequence[tuple[Finding, ...]]) -> list[dict[str, Any]]:
         {"severity": group[0].severity, "code": group[0].code, "name": group[0].name, "subject": subject(group[0])}
         for group in groups
     ]
+
+
+def _ranks(shown: Growing, run: ThinRun) -> str:
+    """The way to the other ranks of the run; nothing where there is one."""
+    if len(run.ranks) < 2:
+        return ""
+    home = shown.name.rpartition("/")[0] or "." if shown.other else shown.name
+    inside = "" if home == "." else f"{home}/"
+    names = {rank: f"{inside}run.rank{rank}.db" if rank else home for rank in run.ranks}
+    links = [
+        element(
+            "a",
+            escaped(rank),
+            href=f"run?{urlencode({'run': one})}",
+            aria_current="page" if one == shown.name else None,
+        )
+        for rank, one in names.items()
+    ]
+    together = urlencode([("run", one) for one in list(names.values())[:COMPARED]])
+    links.append(element("a", say("live.side_by_side"), href=f"compare?{together}"))
+    return element("p", f"{say('live.ranks')} {' '.join(links)}", class_="quiet ranks")
 
 
 def list_page(root: str, lang: str, version: str) -> str:
@@ -108,7 +132,7 @@ def run_page(run: str, lang: str, version: str) -> str:
     """One run: the report, growing."""
     head = element("h1", escaped(run)) + element("p", "", id="state", role="status")
     head += element("p", "", id="extent", class_="quiet")
-    head += element("div", "", id="verdict")
+    head += element("div", "", data_part="ranks") + element("div", "", id="verdict")
     main = element("p", "", id="waiting", class_="quiet")
     main += _section("findings", element("div", "", data_part="findings") + element("div", "", data_part="others"))
     for name in LATER:
