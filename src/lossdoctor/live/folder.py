@@ -42,7 +42,8 @@ class Runs:
 
         Of a run of several ranks, the file of every other rank is found too, as a run in that folder.
         """
-        found, runs = {}, 0
+        found: dict[str, Path] = {}
+        runs = 0
         for folder in self._folders(self.root, 0):
             own = _own(folder)
             if own is not None:
