@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -35,6 +36,9 @@ def test_a_page_hears_everything_and_then_what_is_new(shared: Shared) -> None:
     assert whole["measured"] == 50
     assert "flow/nmse" in whole["names"]
     assert "Velocity" in whole["parts"]["overview"]
+    curves = curves_of(server, whole, ["flow/nmse", "weight/dino"])
+    assert curves["flow/nmse"][0].tolist() == list(range(0, 500, 10))
+    assert set(curves["weight/dino"][1].tolist()) == {0.5}
     training.go(2, extra={"new <b>": float("nan")})
     told = page.until("points")["points"]
     assert told["loss/flow"][0] == [500, 510]
@@ -42,6 +46,32 @@ def test_a_page_hears_everything_and_then_what_is_new(shared: Shared) -> None:
     assert set(told) == {*whole["names"], "new <b>"}
     training.end()
     assert page.until("state", lambda told: told["state"] == "ended")["steps"] == 511
+    page.close()
+
+
+def curves_of(server: Server, whole: Any, names: list[str]) -> dict[str, Any]:
+    """Steps and values, as a page asks for them and takes them apart."""
+    query = {"run": whole["run"], "opened": whole["opened"], "at": [whole["names"].index(name) for name in names]}
+    told = httpx.get(f"{server.url}curves", params=query).raise_for_status().content
+    counts = np.frombuffer(told, "<f8", len(names)).astype(int)
+    steps = np.frombuffer(told, "<f8", counts.sum(), 8 * len(names))
+    values = np.frombuffer(told, "<f4", counts.sum(), 8 * (len(names) + counts.sum()))
+    ends = np.cumsum(counts)[:-1]
+    parts = zip(names, np.split(steps, ends), np.split(values, ends), strict=True)
+    return {name: (np.cumsum(each), value) for name, each, value in parts}
+
+
+def test_curves_of_another_run_are_not_given(shared: Shared) -> None:
+    root, server = shared
+    Training(root / "curved").go(20)
+    page = Page(server.url, run="curved")
+    whole = page.until("whole")
+    right = {"run": "curved", "opened": whole["opened"], "at": 0}
+    assert httpx.get(f"{server.url}curves", params=right).status_code == 200
+    for wrong in ({"run": "nobody"}, {"run": ""}, {"opened": "x"}, {"opened": ""}, {"at": len(whole["names"])}):
+        assert httpx.get(f"{server.url}curves", params=right | wrong).status_code == 404
+    for odd in (["-1"], ["x"], ["9" * 400], []):
+        assert httpx.get(f"{server.url}curves", params=right | {"at": odd}).content == b""
     page.close()
 
 
