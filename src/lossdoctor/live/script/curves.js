@@ -94,7 +94,7 @@ async function bring(run, names) {
   names.forEach((name, i) => {
     const curve = unpacked(place, counts[i]);
     place += counts[i];
-    coming[run].get(name).later.forEach(([steps, values]) => add(curve, steps, values));
+    coming[run].get(name)?.later.forEach(([steps, values]) => add(curve, steps, values));
     coming[run].delete(name);
     curves[run].set(name, curve);
   });
