@@ -18,7 +18,7 @@ LAYERS = [
     "probe",
     "metrics treat",
     "store sinks rules",
-    "diagnose",
+    "diagnose rounds",
     "report",
     "doctor",
     "preflight ablate exchange",
@@ -27,7 +27,9 @@ LAYERS = [
     "integrations cli",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
-WITHOUT_TORCH = "record config keys kinds arms messages plugins curves store rules diagnose report exchange live cli"
+WITHOUT_TORCH = (
+    "record config keys kinds arms messages plugins curves store rules diagnose rounds report exchange live cli"
+)
 ROOT = Path(lossdoctor.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or not path.stem.startswith("__"))
 

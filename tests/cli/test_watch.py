@@ -141,7 +141,7 @@ def test_the_rules_are_asked_at_most_a_hundredth_of_the_time(home: Path) -> None
             judge.ask(run, measured)
     assert len(asked) > 5
     assert 0.5 * len(asked) <= 0.01 * now[0] + 0.5, "the first one comes at once"
-    assert judge.known, "found twice running"
+    assert judge.standing(), "found twice running"
     assert not judge.due(12)
 
 

@@ -18,6 +18,7 @@ from lossdoctor.errors import LossDoctorWarning
 from lossdoctor.record import Record
 from lossdoctor.rules import Finding
 from lossdoctor.rules.finding import Message
+from lossdoctor.rules.view import LEAST
 from lossdoctor.store import MemoryWriter, Run
 
 
@@ -48,13 +49,13 @@ class Scripted:
 
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LiveDiagnosis, Scripted, list[Any]]]:
-    def make(*answers: list[Finding] | Exception) -> tuple[LiveDiagnosis, Scripted, list[Any]]:
+    def make(*answers: list[Finding] | Exception, **pace: Any) -> tuple[LiveDiagnosis, Scripted, list[Any]]:
         script, told = Scripted(*answers), []
         monkeypatch.setattr(live, "diagnose", script)
-        monkeypatch.setattr(live, "SHARE", 1e9)  # no rest, or the test would wait
         writer = MemoryWriter({})
         writer.append([Record(0, {"loss/a": 1.0})])
-        return LiveDiagnosis(writer.run, told.append, told.append), script, told
+        # Without rest, or the test would wait.
+        return LiveDiagnosis(writer.run, told.append, told.append, **{"share": 1e9, **pace}), script, told
 
     return make
 
@@ -83,7 +84,7 @@ def test_a_finding_is_told_once_and_only_when_it_stays(rounds: Any) -> None:
 
 def test_at_the_end_once_is_enough(rounds: Any) -> None:
     one, _script, told = rounds([finding("AAA101")])
-    for _ in range(live.LEAST):
+    for _ in range(LEAST):
         one.measured()
     assert [found.code for found in one.close()] == ["AAA101"]
     assert len(told) == 1
@@ -91,7 +92,7 @@ def test_at_the_end_once_is_enough(rounds: Any) -> None:
 
 def test_a_short_run_is_not_judged(rounds: Any) -> None:
     one, script, _told = rounds([finding("AAA101")])
-    for _ in range(live.LEAST - 1):
+    for _ in range(LEAST - 1):
         one.measured()
     assert one.close() == []
     assert script.asked == 0
@@ -108,22 +109,14 @@ def test_a_failure_is_told_and_ends_it(rounds: Any) -> None:
     assert isinstance(told[0], ValueError)
 
 
-def test_the_share_of_the_time_is_kept(rounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, script, _ = rounds([])
-    monkeypatch.setattr(live, "SHARE", 0.01)
-    slow = script.__call__
-
-    def diagnose(run: Run) -> Diagnosis:
-        time.sleep(0.02)
-        return slow(run)
-
-    monkeypatch.setattr(live, "diagnose", diagnose)
-    started = time.monotonic()
-    while time.monotonic() < started + 0.6:
+def test_the_first_diagnosis_waits_for_its_share_of_the_time(rounds: Any) -> None:
+    clock = [0.0]
+    one, script, _ = rounds([], share=0.01, clock=lambda: clock[0])
+    clock[0] = 100 * live.FIRST - 0.1
+    for _ in range(10 * LEAST):
         one.measured()
-        time.sleep(0.0002)
-    assert script.asked == 1, "20 ms of work are followed by 2 s of rest"
-    one.close()
+    assert one.close() == []
+    assert script.asked == 1, "at the end alone"
 
 
 class Heard(ld.sinks.Sink):

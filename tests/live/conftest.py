@@ -24,8 +24,8 @@ META = {"kinds": {"flow": "velocity", "dino": "distill"}}
 class Training:
     """A run that somebody is writing: a velocity loss and a distillation, healthy until it is told to be sick."""
 
-    def __init__(self, folder: Path, **meta: Any) -> None:
-        self.writer = RunWriter(folder, META | meta)
+    def __init__(self, folder: Path, rank: int = 0, **meta: Any) -> None:
+        self.writer = RunWriter(folder, META | meta, rank=rank)
         self.noise = np.random.default_rng(0)
         self.step = 0
 

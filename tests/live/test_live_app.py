@@ -93,8 +93,20 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_it_is_only_read(tmp_path: Path, method: str) -> None:
-    for path in ("/", "/run?run=a", "/stream"):
+    for path in ("/", "/run?run=a", "/stream", "/curves"):
         assert client(tmp_path).request(method, path).status_code == 405
+
+
+def test_a_page_on_no_run_makes_no_work(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "a").close()
+    hub = Hub(Runs(tmp_path))
+    app = application(hub, str(tmp_path), lang="en", hosts=LOOPBACK, token=None, cookie="lossdoctor-1")
+    with TestClient(app, base_url="http://127.0.0.1:7007") as one:
+        for name in ("nobody", "../a", ""):
+            one.get("/run", params={"run": name})
+        assert hub._channels == {}
+        assert one.get("/run?run=a").status_code == 200
+        assert set(hub._channels) == {"a"}, "what the page will ask for is made already"
 
 
 def test_a_question_about_the_stream_alone_ends(tmp_path: Path) -> None:

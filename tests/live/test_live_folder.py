@@ -9,7 +9,7 @@ import pytest
 
 from lossdoctor.errors import RunError
 from lossdoctor.live import folder
-from lossdoctor.live.folder import DEEP, Runs
+from lossdoctor.live.folder import DEEP, Runs, of_other_rank
 from lossdoctor.store import RunWriter
 
 
@@ -38,9 +38,10 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     made(root / "good")
     (root / "linked").symlink_to(secret)
     (root / "loop").symlink_to(root)
-    for name in ("run.db", "meta.json", "events.jsonl"):
+    RunWriter(secret, rank=1).close()
+    for name in ("run.db", "meta.json", "events.jsonl", "effects.json", "run.rank1.db", "events.rank1.jsonl"):
         made(root / f"with {name}")
-        (root / f"with {name}" / name).unlink()
+        (root / f"with {name}" / name).unlink(missing_ok=True)
         (root / f"with {name}" / name).symlink_to(secret / name)
     runs = Runs(root)
     assert list(runs.found()) == ["good"]
@@ -49,6 +50,16 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert not runs.sound(root / "good"), "it was replaced by a link meanwhile"
     assert not runs.sound(secret)
     assert not runs.sound(root / ".." / "secret")
+
+
+def test_other_ranks_are_found_beside_their_run(tmp_path: Path) -> None:
+    for name in (".", "a/b"):
+        made(tmp_path / name)
+        RunWriter(tmp_path / name, rank=2).close()
+    runs = Runs(tmp_path)
+    assert list(runs.found()) == [".", "run.rank2.db", "a/b", "a/b/run.rank2.db"]
+    assert all(runs.sound(path) for path in runs.found().values())
+    assert [name for name, path in runs.found().items() if of_other_rank(path)] == ["run.rank2.db", "a/b/run.rank2.db"]
 
 
 def test_a_link_as_the_root_is_what_the_user_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -107,6 +108,42 @@ def test_a_zoom_and_an_opened_metric_stay_while_the_run_grows(
     assert len(shown) == 1, "what is searched for is still searched for"
     training.end()
     wait(browser, lambda b: text(b, "#state") == "ended")
+    assert errors(browser) == []
+
+
+def test_treatment_and_experiments_appear_as_they_happen(
+    browser: webdriver.Chrome, shared: tuple[Path, Server]
+) -> None:
+    root, server = shared
+    training = Training(root / "treated")
+    training.go(30)
+    go(browser, server.url + "run?run=treated")
+    shown = "return ['treatment', 'experiments'].filter(id => document.getElementById(id).offsetHeight > 0)"
+    links = "return [...document.querySelectorAll('nav a')].filter(a => a.offsetWidth > 0).map(a => a.hash)"
+    assert browser.execute_script(shown) == []
+    assert "#treatment" not in browser.execute_script(links)
+    rows = "return document.querySelectorAll('.receipts tbody tr').length"
+    marks = "return JSON.parse(document.querySelector('#treatment figure').dataset.marks)"
+    for count, step in enumerate((100, 200), start=1):
+        change = {"before": {"dino": 0.5**count}, "after": {"dino": 0.5 ** (count + 1)}, "reasons": {"dino": NASTY}}
+        training.writer.event("balance", step=step, balancer="ratio", **change)
+        wait(browser, lambda b, count=count: b.execute_script(rows) == count)  # type: ignore[misc]
+        assert browser.execute_script(shown) == ["treatment"]
+        assert browser.execute_script(marks) == [100, 200][:count]
+        browser.execute_script("document.getElementById('treatment').scrollIntoView()")
+        canvas = wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#treatment canvas"))[0]
+        if count == 1:
+            browser.execute_script("arguments[0].same = true", canvas)
+    assert browser.execute_script("return arguments[0].same", canvas), "the chart stays, with its zoom"
+    training.end()
+    asked = {"arm": "only:flow", "key": "only.cos", "text": "", "verdict": "yes", "effect": None}
+    answers = {"command": ["python", NASTY], "steps": 20, "seeded": True, "conditioned": True, "expectations": [asked]}
+    answers |= {"schema": "lossdoctor/effects@1", "arms": [], "failed": []}
+    (root / "treated" / "effects.json").write_text(json.dumps(answers), encoding="utf-8")
+    wait(browser, lambda b: b.execute_script(shown) == ["treatment", "experiments"])
+    assert "only:flow" in text(browser, "#experiments")
+    assert {"#treatment", "#experiments"} <= set(browser.execute_script(links))
+    assert browser.find_elements(By.CSS_SELECTOR, "img") == []
     assert errors(browser) == []
 
 

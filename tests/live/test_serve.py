@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -33,15 +34,44 @@ def test_a_page_hears_everything_and_then_what_is_new(shared: Shared) -> None:
     whole = page.until("whole")
     assert whole["state"] == "growing"
     assert whole["measured"] == 50
-    assert "flow/nmse" in whole["places"]
+    assert "flow/nmse" in whole["names"]
     assert "Velocity" in whole["parts"]["overview"]
+    curves = curves_of(server, whole, ["flow/nmse", "weight/dino"])
+    assert curves["flow/nmse"][0].tolist() == list(range(0, 500, 10))
+    assert set(curves["weight/dino"][1].tolist()) == {0.5}
     training.go(2, extra={"new <b>": float("nan")})
     told = page.until("points")["points"]
     assert told["loss/flow"][0] == [500, 510]
     assert told["new <b>"] == [[500, 510], [None, None]]
-    assert set(told) == {*whole["places"], "new <b>"}
+    assert set(told) == {*whole["names"], "new <b>"}
     training.end()
     assert page.until("state", lambda told: told["state"] == "ended")["steps"] == 511
+    page.close()
+
+
+def curves_of(server: Server, whole: Any, names: list[str]) -> dict[str, Any]:
+    """Steps and values, as a page asks for them and takes them apart."""
+    query = {"run": whole["run"], "opened": whole["opened"], "at": [whole["names"].index(name) for name in names]}
+    told = httpx.get(f"{server.url}curves", params=query).raise_for_status().content
+    counts = np.frombuffer(told, "<f8", len(names)).astype(int)
+    steps = np.frombuffer(told, "<f8", counts.sum(), 8 * len(names))
+    values = np.frombuffer(told, "<f4", counts.sum(), 8 * (len(names) + counts.sum()))
+    ends = np.cumsum(counts)[:-1]
+    parts = zip(names, np.split(steps, ends), np.split(values, ends), strict=True)
+    return {name: (np.cumsum(each), value) for name, each, value in parts}
+
+
+def test_curves_of_another_run_are_not_given(shared: Shared) -> None:
+    root, server = shared
+    Training(root / "curved").go(20)
+    page = Page(server.url, run="curved")
+    whole = page.until("whole")
+    right = {"run": "curved", "opened": whole["opened"], "at": 0}
+    assert httpx.get(f"{server.url}curves", params=right).status_code == 200
+    for wrong in ({"run": "nobody"}, {"run": ""}, {"opened": "x"}, {"opened": ""}, {"at": len(whole["names"])}):
+        assert httpx.get(f"{server.url}curves", params=right | wrong).status_code == 404
+    for odd in (["-1"], ["x"], ["9" * 400], []):
+        assert httpx.get(f"{server.url}curves", params=right | {"at": odd}).content == b""
     page.close()
 
 
@@ -127,6 +157,28 @@ def test_several_runs_on_one_page(shared: Shared) -> None:
     trainings["b"].go(1)
     assert page.until("points")["run"] == "b"
     page.close()
+
+
+def test_the_other_ranks_of_a_run(shared: Shared) -> None:
+    root, server = shared
+    zero, one = Training(root / "ranked"), Training(root / "ranked", rank=1)
+    zero.go(20)
+    one.go(30)
+    page, other = Page(server.url, run="ranked"), Page(server.url, run="ranked/run.rank1.db")
+    whole = page.until("whole")
+    assert "run?run=ranked%2Frun.rank1.db" in whole["parts"]["ranks"]
+    assert "compare?run=ranked&amp;run=ranked%2Frun.rank1.db" in whole["parts"]["ranks"]
+    assert (whole["measured"], other.until("whole")["measured"]) == (20, 30)
+    one.go(1)
+    assert other.until("points")["points"]["loss/flow"][0] == [300]
+    one.writer.event("failure", step=300, measurement="gradients", error="out of memory <b>")
+    told = page.until("parts", lambda told: "troubles" in told["parts"])["parts"]["troubles"]
+    assert "rank 1, step 300: gradients could not be measured" in told
+    assert "<b>" not in told
+    listed = Page(server.url)
+    assert "ranked/run.rank1.db" not in {row["run"] for row in listed.until("rows")["rows"]}
+    for each in (page, other, listed):
+        each.close()
 
 
 def test_nothing_outside_is_read(shared: Shared) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from lossdoctor.keys import describe
 from lossdoctor.record import Record
 from lossdoctor.report.digest import Digest, digest
-from lossdoctor.store import MemoryWriter, Run
+from lossdoctor.report.wording import trouble
+from lossdoctor.store import MemoryWriter, Run, RunWriter
 
 
 def run_of(values: dict[str, list[float]], meta: dict[str, object] | None = None) -> Run:
@@ -128,6 +130,18 @@ def test_what_became_nan_is_nan(troubled_run: Run) -> None:
     assert lines["loss/kl"].broken == 19
     assert lines["loss/a|b `c`"].end == math.inf
     assert "accuracy" not in lines
+
+
+def test_troubles_of_all_ranks_are_told_and_what_is_alike_once(tmp_path: Path) -> None:
+    for rank in range(3):
+        with RunWriter(tmp_path, {}, rank=rank) as writer:
+            writer.append([Record(0, {"loss/a": 1.0})])
+            writer.event("failure", step=5, measurement="gradients", error="out of memory")
+            if rank == 2:
+                writer.event("stopped", step=7, error="lost")
+    told = digest(Run.open(tmp_path)).troubles
+    assert [(event["kind"], event["ranks"]) for event in told] == [("failure", [0, 1, 2]), ("stopped", [2])]
+    assert trouble(told[1], "en") == "rank 2, step 7: the training ended early: lost"
 
 
 def test_troubles_are_told_and_other_events_are_not(troubled_run: Run) -> None:

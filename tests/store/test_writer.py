@@ -172,6 +172,8 @@ def test_each_rank_has_its_own_file(tmp_path: Path) -> None:
     assert (run.meta, other.meta) == ({"seed": 1}, {"seed": 1})
     assert (list(run["loss"]), list(other["loss"])) == ([(0, 0.0)], [(0, 3.0)])
     assert (run.events, [event["kind"] for event in other.events]) == ([], ["late"])
+    assert {rank: len(events) for rank, events in run.rank_events.items()} == {0: 0, 3: 1}
+    assert other.rank_events == run.rank_events
     assert list(Run.open(tmp_path / "run.rank3.db")["loss"]) == [(0, 3.0)]
     with pytest.raises(RunError, match="rank 0, 3"):
         Run.open(tmp_path, rank=1)

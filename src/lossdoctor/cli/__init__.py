@@ -16,6 +16,7 @@ import click
 from lossdoctor import __version__
 from lossdoctor.cli.columns import Context
 from lossdoctor.cli.options import Settings, global_options, settings, speak
+from lossdoctor.cli.wrapping import fitted
 from lossdoctor.errors import LossDoctorError, LossDoctorWarning
 from lossdoctor.messages import default_language
 from lossdoctor.plugins import SWITCH
@@ -41,6 +42,10 @@ class Refused(click.ClickException):
     """An error that says itself what was expected and what to do; nothing to add."""
 
     exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """On standard error, as click does, in lines that fit."""
+        click.echo(fitted(f"Error: {self.format_message()}"), file=file, err=file is None)
 
 
 class _Commands(click.Group):
@@ -80,7 +85,7 @@ def _warnings_as_sentences() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, LossDoctorWarning):
-            click.echo(f"Warning: {message}", err=True)
+            click.echo(fitted(f"Warning: {message}"), err=True)
         else:
             others(message, category, *where, **more)
 

@@ -10,18 +10,13 @@ from collections.abc import Callable, Sequence
 
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.doctor.outlet import Outlet
+from lossdoctor.rounds import SHARE, Key, News, Pace, key
 from lossdoctor.rules import Finding
 from lossdoctor.rules.view import LEAST
 from lossdoctor.store import Run
 
-SHARE = 0.01
-"""Of the time since the beginning that all diagnoses may take, the next one included."""
-
 FIRST = 0.2
 """Seconds the first diagnosis is expected to take, so that it comes after 20 s. docs/log.md, 10."""
-
-GROWTH = 1.2
-"""A run is judged anew when it has this many times the measured steps it had."""
 
 _log = logging.getLogger("lossdoctor")
 
@@ -29,21 +24,24 @@ _log = logging.getLogger("lossdoctor")
 class LiveDiagnosis:
     """Asks the rules about a growing run, on a thread of its own.
 
-    A finding is new when it was in two diagnoses running and was not told before: the first steps of a run look like
-    many things. `news` gives what is new, on the caller's thread. tell: called with every new finding on the worker's
-    thread, to record it. failed: called once if the diagnosis itself fails; then it stops.
+    A finding is told once, when it first counts (see `News`). `news` gives what is new, on the caller's thread. tell:
+    called with every new finding on the worker's thread, to record it. failed: called once if the diagnosis itself
+    fails; then it stops. share: of the time since the beginning; clock: monotonic, replaced in tests.
     """
 
     def __init__(
-        self, run: Callable[[], Run], tell: Callable[[Finding], None], failed: Callable[[Exception], None]
+        self,
+        run: Callable[[], Run],
+        tell: Callable[[Finding], None],
+        failed: Callable[[Exception], None],
+        *,
+        share: float = SHARE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run, self._tell, self._failed = run, tell, failed
         self._measured = 0
-        self._judged_at = 0
-        self._began, self._spent = time.monotonic(), 0.0
-        self._rest_until = self._began + FIRST / SHARE
-        self._suspects: set[tuple[str, str | None, str | None]] = set()
-        self._told: set[tuple[str, str | None, str | None]] = set()
+        self._pace, self._heard = Pace(share=share, first=FIRST, clock=clock), News()
+        self._told: set[Key] = set()
         self._news: queue.SimpleQueue[Finding] = queue.SimpleQueue()
         self._due = threading.Semaphore(0)
         self._ended = False
@@ -52,9 +50,8 @@ class LiveDiagnosis:
     def measured(self) -> None:
         """One more step was measured in full. Costs a comparison, unless it is time for a diagnosis."""
         self._measured += 1
-        enough = self._measured >= max(LEAST, GROWTH * self._judged_at)
-        if enough and not self._ended and time.monotonic() >= self._rest_until:
-            self._judged_at, self._rest_until = self._measured, float("inf")  # until the worker knows better
+        if not self._ended and self._pace.due(self._measured):
+            self._pace.begin(self._measured)
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="lossdoctor-diagnosis", daemon=True)
                 self._worker.start()
@@ -82,11 +79,8 @@ class LiveDiagnosis:
             self._due.acquire()
             if self._ended:
                 return
-            started = time.monotonic()
             self._judge(sure=False)
-            took = time.monotonic() - started
-            self._spent += took
-            self._rest_until = self._began + (self._spent + took) / SHARE  # the next one takes about as long
+            self._pace.end()
 
     def _judge(self, *, sure: bool) -> None:
         try:
@@ -96,14 +90,13 @@ class LiveDiagnosis:
             self._failed(error)
 
     def _compare(self, diagnosis: Diagnosis, *, sure: bool) -> None:
-        now = {(f.code, f.loss, f.subject): f for f in diagnosis.findings if f.severity != "info"}
-        for key, finding in now.items():
-            if (sure or key in self._suspects) and key not in self._told:
-                self._told.add(key)
+        serious = (finding for finding in diagnosis.findings if finding.severity != "info")
+        for finding in self._heard.hear(serious, sure=sure):
+            if key(finding) not in self._told:  # one that went and came again is no news to who was told
+                self._told.add(key(finding))
                 self._tell(finding)
                 self._news.put(finding)
                 _log.warning("%s %s: %s", finding.code, finding.name, finding.message)
-        self._suspects = set(now)
 
 
 class Alerts:

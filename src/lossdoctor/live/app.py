@@ -1,4 +1,4 @@
-"""The pages over HTTP: five addresses, all of them only read. Needs the extra `serve`."""
+"""The pages over HTTP: six addresses, all of them only read. Needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from importlib import resources
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -25,6 +26,9 @@ SCRIPTS = ("page", "connection", "curves", "place", "run", "compare", "list", "s
 
 STREAMS = 100
 """Pages open at once."""
+
+CURVES = 64
+"""Curves in one answer at most."""
 
 
 def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: str | None, cookie: str) -> Guard:
@@ -46,13 +50,15 @@ def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: 
 
     async def run(request: Request) -> Response:
         name = request.query_params.get("run", "")
-        return _page(run_page(name, spoken(request), version)) if name else PlainTextResponse("run=?\n", 400)
+        if not name:
+            return PlainTextResponse("run=?\n", 400)
+        return _page(run_page(name, spoken(request), version), BackgroundTask(hub.expect, [name]))
 
     async def compare(request: Request) -> Response:
         names = list(dict.fromkeys(filter(None, request.query_params.getlist("run"))))
         if not 1 <= len(names) <= COMPARED:
             return PlainTextResponse(f"1 to {COMPARED} runs: run=A&run=B\n", 400)
-        return _page(compare_page(names, spoken(request), version))
+        return _page(compare_page(names, spoken(request), version), BackgroundTask(hub.expect, names))
 
     async def stream(request: Request) -> Response:
         names = list(dict.fromkeys(filter(None, request.query_params.getlist("run")))) or [LIST]
@@ -63,6 +69,15 @@ def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: 
         if len(hub.subscribers) >= STREAMS or hub.stopping:
             return PlainTextResponse("too many pages are open\n", 503)
         return _Events(hub, names, request.headers.get("last-event-id") or request.query_params.get("last", ""))
+
+    async def curves(request: Request) -> Response:
+        name, opened = (request.query_params.get(asked, "") for asked in ("run", "opened"))
+        places = [int(at) for at in request.query_params.getlist("at") if at.isdecimal() and len(at) < 9][:CURVES]
+        told = await asyncio.to_thread(hub.curves, name, opened, places)
+        if told is None:
+            return PlainTextResponse("not this run, or not any more\n", 404)
+        kept = {"content-encoding": "gzip", "cache-control": "no-store"}
+        return Response(told, media_type="application/octet-stream", headers=kept)
 
     async def asset(request: Request) -> Response:
         found = assets.get(request.path_params["name"])
@@ -83,6 +98,7 @@ def application(hub: Hub, root: str, *, lang: str, hosts: Iterable[str], token: 
         Route("/run", run),
         Route("/compare", compare),
         Route("/stream", stream),
+        Route("/curves", curves),
         Route("/assets/{name}", asset),
     ]
     return Guard(Starlette(routes=pages, lifespan=lifespan), hosts=hosts, token=token, cookie=cookie)
@@ -117,8 +133,9 @@ class _Events(Response):
             self._hub.unsubscribe(one)
 
 
-def _page(told: str) -> Response:
-    return HTMLResponse(told.encode("utf-8", "replace"), headers={"cache-control": "no-store"})
+def _page(told: str, meanwhile: BackgroundTask | None = None) -> Response:
+    kept = {"cache-control": "no-store"}
+    return HTMLResponse(told.encode("utf-8", "replace"), headers=kept, background=meanwhile)
 
 
 def _script() -> str:

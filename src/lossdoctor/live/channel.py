@@ -31,7 +31,10 @@ class Message:
 
 @dataclass(slots=True)
 class Channel:
-    """What was told of one topic. floor: the number of the last message that is no longer known."""
+    """What was told of one topic. floor: the number of the last message that is no longer known.
+
+    parts: of the page of a run, made at judged_at, when so many steps were measured and the answers had this stamp.
+    """
 
     floor: int
     ring: deque[Message] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -39,6 +42,7 @@ class Channel:
     told_state: dict[str, Any] = field(default_factory=dict)
     judged_at: float = 0.0
     measured: int = -1
+    answered: tuple[int, ...] = ()
     left: float = 0.0
 
 

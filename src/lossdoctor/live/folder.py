@@ -6,6 +6,7 @@ Links are not followed: one that lies in the folder, put there by whoever may wr
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ DEEP = 6
 MOST = 1000
 """Runs that are listed."""
 
-_OWN = ("run.db", "run.db-wal", "run.db-shm", "meta.json", "events.jsonl")
+_OWN = re.compile(r"run(\.rank\d+)?\.db(-wal|-shm|-journal)?|events(\.rank\d+)?\.jsonl|meta\.json|effects\.json")
+_TOLD = re.compile(r"events(\.rank\d+)?\.jsonl|effects\.json")
+_RANK = re.compile(r"run\.rank\d+\.db")
 
 
 class Runs:
@@ -35,23 +38,31 @@ class Runs:
             ) from error
 
     def found(self) -> dict[str, Path]:
-        """Every run by its name: its folder, as seen from the root, with "/" between; the root itself is "."."""
-        runs = {}
-        for folder in self._folders(self.root, 0):
-            if _whole(folder):
-                runs[folder.relative_to(self.root).as_posix()] = folder
-                if len(runs) == MOST:
-                    break
-        return runs
+        """Every run by its name: its folder, as seen from the root, with "/" between; the root itself is ".".
 
-    def sound(self, folder: Path) -> bool:
+        Of a run of several ranks, the file of every other rank is found too, as a run in that folder.
+        """
+        found: dict[str, Path] = {}
+        runs = 0
+        for folder in self._folders(self.root, 0):
+            own = _own(folder)
+            if own is not None:
+                ranks = (folder / name for name in own if _RANK.fullmatch(name))
+                found |= {path.relative_to(self.root).as_posix(): path for path in (folder, *ranks)}
+                runs += 1
+                if runs == MOST:
+                    break
+        return found
+
+    def sound(self, path: Path) -> bool:
         """Whether a run found earlier is still a folder of plain files, reached without a link."""
+        folder = path.parent if of_other_rank(path) else path
         try:
             parts = folder.relative_to(self.root).parts
             if ".." in parts:
                 return False
             steps = [self.root.joinpath(*parts[: place + 1]) for place in range(len(parts))]
-            return all(stat.S_ISDIR(os.lstat(step).st_mode) for step in steps) and _whole(folder)
+            return all(stat.S_ISDIR(os.lstat(step).st_mode) for step in steps) and _own(folder) is not None
         except (OSError, ValueError):
             return False
 
@@ -72,11 +83,25 @@ class Runs:
             yield from self._folders(folder / name, depth + 1)
 
 
-def _whole(folder: Path) -> bool:
-    """A run file there, and none of the files of a run a link."""
+def of_other_rank(path: Path) -> bool:
+    """Whether this is the file of a rank, and not the folder of a run."""
+    return _RANK.fullmatch(path.name) is not None and not path.is_dir()
+
+
+def told_beside(folder: Path) -> list[Path]:
+    """What was written of a run beside its records, also after it has ended: events of all ranks, answers."""
     try:
-        if not stat.S_ISREG(os.lstat(folder / "run.db").st_mode):
-            return False
+        return sorted(folder / name for name in os.listdir(folder) if _TOLD.fullmatch(name))
     except OSError:
-        return False
-    return not any((folder / name).is_symlink() for name in _OWN)
+        return []
+
+
+def _own(folder: Path) -> list[str] | None:
+    """The files of the run in a folder; None where there is none, and where one of them is a link."""
+    try:
+        with os.scandir(folder) as entries:
+            own = [entry for entry in entries if _OWN.fullmatch(entry.name)]
+    except OSError:
+        return None
+    names = sorted(entry.name for entry in own)
+    return names if "run.db" in names and all(entry.is_file(follow_symlinks=False) for entry in own) else None

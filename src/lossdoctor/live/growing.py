@@ -6,19 +6,20 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lossdoctor.errors import RunError
+from lossdoctor.live.folder import of_other_rank, told_beside
 from lossdoctor.live.judging import Judge
 from lossdoctor.record import Series
 from lossdoctor.report.frame import condition
-from lossdoctor.report.page.encoding import packed
+from lossdoctor.report.page.encoding import sent
 from lossdoctor.report.page.markup import each_language
-from lossdoctor.report.pulse import RECENT, Pulse, taken
+from lossdoctor.report.pulse import RECENT, Pulse, log_of, taken
 from lossdoctor.store import Following, Run
 from lossdoctor.store.layout import NOTHING, join
 
@@ -30,16 +31,22 @@ class Growing:
 
     sound: whether a folder may be read, asked before it is opened, and before each reading beside `look`. pulse: its
     state; judge: asks the rules; changed, judged_at: monotonic time of the last news and of the last diagnosis.
+    names: of its metrics, in an order that stays while it is open; opened: how often it was. other: whether it
+    is the file of another rank of a run, which no list tells of.
     """
 
     def __init__(self, name: str, path: Path, sound: Callable[[Path], bool] = Path.is_dir) -> None:
         self.name, self.path = name, path
+        self.other = of_other_rank(path)
+        self._folder, self._file = (path.parent, path) if self.other else (path, path / "run.db")
         self._sound = sound
         self.judge = Judge(name, share=math.inf)
         self.pulse = Pulse("absent")
         self.measured = self.last_step = 0
         self.losses: dict[str, float] = {}
         self.changed = self.judged_at = 0.0
+        self.names: list[str] = []
+        self.opened = 0
         self._following: Following | None = None
         self._stamp: Stamp = ()
         self._full = self._clock = NOTHING
@@ -62,7 +69,7 @@ class Growing:
             self._gone("deleted" if self.pulse.state != "absent" else "absent")
             return False, {}
         if stamp == self._stamp:
-            self.pulse = taken(self._full, self._clock, self.path)
+            self.pulse = taken(self._full, self._clock, self._file)
             return False, {}
         try:
             another = self._following is None or not self._following.there
@@ -82,8 +89,12 @@ class Growing:
         self._stamp = stamp
         if another or news:
             self.changed = time.monotonic()
-        self.pulse = taken(self._full, self._clock, self.path)
+        self.pulse = taken(self._full, self._clock, self._file)
         return another, news
+
+    def answered(self) -> Stamp:
+        """Changes whenever an event was written, or answers of experiments."""
+        return tuple(part for path in told_beside(self._folder) for part in _stamp(path))
 
     def read(self) -> Run:
         """The run, opened for this reading. Raises RunError."""
@@ -91,11 +102,10 @@ class Growing:
             raise RunError(f"{self.path} is no folder of plain files (any more)")
         return Run.open(self.path)
 
-    def curves(self) -> dict[str, Any]:
-        """All curves, few enough points each to draw at once, as `encoding.packed` has them."""
-        run = self.read()
-        places, told = packed(((name, run[name]) for name in run), len(run))
-        return {"places": places, "curves": told}
+    def curves(self, places: Sequence[int]) -> bytes:
+        """The curves of the metrics in these places of `names`, as `encoding.sent` has them. Raises RunError."""
+        run, names = self.read(), self.names
+        return sent(run[names[place]] for place in places)
 
     def state(self) -> dict[str, Any]:
         """What the head of a page says of the run's state; changes at most once a minute while nothing comes."""
@@ -129,13 +139,14 @@ class Growing:
         self._following = Following(self.path)
         self._following.skip()
         run = self._following.run
+        self.names, self.opened = list(run), self.opened + 1
         clock, full = run.times, run.steps
         own = Series(full, clock.values[np.searchsorted(clock.steps, full)])
         self._full, self._clock, self.measured = _last(own), _last(clock), len(full)
         self.losses = {}
         last = -1
         at = max(int(clock.steps[-1]) if len(clock) else -1, 0)
-        for name in (name for name in run if name.startswith("loss/")):
+        for name in (name for name in self.names if name.startswith("loss/")):
             points = run.thinned(name, 3).series
             if len(points):
                 self.losses[name.removeprefix("loss/")] = float(points.values[-1])
@@ -145,6 +156,8 @@ class Growing:
         return {}
 
     def _note(self, news: dict[str, Series], fulls: Series, clocks: Series) -> None:
+        there_already = set(self.names)
+        self.names += [name for name in news if name not in there_already]
         for name, points in news.items():
             if name.startswith("loss/"):
                 self.losses[name.removeprefix("loss/")] = float(points.values[-1])
@@ -160,16 +173,17 @@ class Growing:
         self.pulse = Pulse(state, None, None, why.splitlines()[0] if state == "unreadable" else "")  # type: ignore[arg-type]
 
     def _stamped(self) -> Stamp:
-        """Changes whenever something was written. Empty when there is no run."""
-        told: list[int] = []
-        for name in ("run.db", "run.db-wal"):
-            try:
-                found = os.stat(self.path / name, follow_symlinks=False)
-                told += [found.st_ino, found.st_size, found.st_mtime_ns]
-            except OSError:
-                if name == "run.db":
-                    return ()
-        return tuple(told)
+        """Changes whenever a record was written. Empty when there is no run."""
+        return (file := _stamp(self._file)) and file + _stamp(log_of(self._file))
+
+
+def _stamp(file: Path) -> Stamp:
+    """Changes when the file does. Empty when there is none."""
+    try:
+        found = os.stat(file, follow_symlinks=False)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def points(news: dict[str, Series]) -> dict[str, list[list[float | int | None]]]:

@@ -14,16 +14,16 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from typing import Any
 
 from lossdoctor.errors import LossDoctorError
 from lossdoctor.live.channel import QUEUE, REMEMBERED, Channel, Message, Subscriber, as_json
 from lossdoctor.live.folder import Runs
 from lossdoctor.live.growing import Growing, points
-from lossdoctor.live.judging import key
 from lossdoctor.live.pages import parts, verdicts
 from lossdoctor.report.thin import ThinRun
+from lossdoctor.rounds import key
 
 _log = logging.getLogger("lossdoctor")
 
@@ -40,6 +40,8 @@ JUDGING = 0.1
 """Share of one core that rules and the parts of pages they change may take."""
 REFRESH = 20.0
 """Seconds after which the parts of a page that are not curves are made anew, without a diagnosis."""
+SOON = 2.0
+"""Seconds after which they are made anew when something has happened: a weight was changed, a fix was tried."""
 LINGER = 60.0
 """Seconds a run is followed after the last page on it was closed, so that a page that comes back misses nothing."""
 BEAT = 10.0
@@ -85,6 +87,13 @@ class Hub:
         self._hurry.set()
         return one
 
+    async def expect(self, topics: Sequence[str]) -> None:
+        """A page on these runs is on its way to a browser: make what it will ask for, while that reads its scripts."""
+        for topic in topics:
+            if await asyncio.to_thread(self._known, topic) and not self.stopping:
+                self._channels.setdefault(topic, Channel(floor=self._seq, left=time.monotonic()))
+                await asyncio.to_thread(self._everything, topic)
+
     def unsubscribe(self, one: Subscriber) -> None:
         """A page is closed."""
         self.subscribers.discard(one)
@@ -112,6 +121,20 @@ class Hub:
                     await asyncio.wait_for(one.wake.wait(), BEAT)
                 except TimeoutError:
                     yield b"event: beat\ndata: {}\n\n"
+
+    def curves(self, name: str, opened: str, places: Sequence[int]) -> bytes | None:
+        """Some curves of a run, see `Growing.curves`. opened, places: of the "whole" that a page had.
+
+        None when that was another run, when it was closed since, or when it cannot be read at this moment: then the
+        page is being told. For a thread.
+        """
+        one = self._growing.get(name)
+        if one is None or opened != f"{self.epoch}-{one.opened}" or not all(0 <= at < len(one.names) for at in places):
+            return None
+        try:
+            return one.curves(places)
+        except (LossDoctorError, OSError):
+            return None
 
     def stop(self) -> None:
         """End all streams: the server stops."""
@@ -165,11 +188,13 @@ class Hub:
         """Names of runs to judge: those somebody looks at, then the others of a list; that waited longest first."""
         now = time.monotonic()
         for name, one in sorted(self._growing.items(), key=lambda item: (item[0] not in topics, item[1].judged_at)):
-            if one.pulse.state not in READABLE or (name not in topics and LIST not in topics):
+            if one.pulse.state not in READABLE or not _looked_at(name, one, topics):
                 continue
             channel = self._channels.get(name)
-            old = channel is not None and channel.measured != one.measured and now - channel.judged_at > REFRESH
-            if old or one.judge.due(one.measured, sure=one.pulse.state == "ended"):
+            age = 0.0 if channel is None else now - channel.judged_at
+            old = age > REFRESH and channel is not None and channel.measured != one.measured
+            answered = age > SOON and channel is not None and channel.answered != one.answered()
+            if old or answered or one.judge.due(one.measured, sure=one.pulse.state == "ended"):
                 yield name
 
     def _watched(self) -> frozenset[str]:
@@ -216,11 +241,10 @@ class Hub:
     def _look(self, topics: frozenset[str]) -> list[tuple[str, str, Any]]:
         with self._reading:
             told = list(self._scan())
-            listed = LIST in topics
             for name, one in list(self._growing.items()):
-                if listed or name in topics:
+                if _looked_at(name, one, topics):
                     told += self._looked(name, one, name in topics)
-            if listed and (rows := self._changed_rows()):
+            if LIST in topics and (rows := self._changed_rows()):
                 told.append((LIST, "rows", rows))
             return told
 
@@ -267,7 +291,10 @@ class Hub:
         return {"rows": changed, "gone": gone} if changed or gone else {}
 
     def _listed(self) -> dict[str, dict[str, Any]]:
-        return {name: one.row() for name, one in self._growing.items() if one.pulse.state not in ("absent", "deleted")}
+        there = (
+            one for one in self._growing.values() if not one.other and one.pulse.state not in ("absent", "deleted")
+        )
+        return {one.name: one.row() for one in there}
 
     def _opened(self, topic: str) -> None:
         """A run was opened for one page; others on it may have been waiting for it, or have another run's curves."""
@@ -277,55 +304,68 @@ class Hub:
         if self._loop is not None and sum(topic in one.topics for one in list(self.subscribers)) > 1:
             self._loop.call_soon_threadsafe(self.publish, topic, "another", None)
 
+    def _known(self, topic: str) -> bool:
+        with self._reading:
+            if topic not in self._growing:
+                self._scanned = -SCAN
+                list(self._scan())
+            return topic in self._growing
+
     def _everything(self, topic: str) -> tuple[str, Any]:
         """All there is to tell of a topic to a page that has nothing."""
         with self._reading:
-            if topic == LIST or topic not in self._growing:
+            if topic == LIST:
                 self._scanned = -SCAN
                 list(self._scan())
-            if topic == LIST:
                 for name, each in self._growing.items():
-                    if not each.open and name not in self._channels:
+                    if not each.open and not each.other and name not in self._channels:
                         each.look()
                 return "rows", {"rows": list(self._listed().values()), "gone": [], "all": True}
-            one = self._growing.get(topic)
-            if one is None:
+            if not self._known(topic):
                 return "state", Growing(topic, self._runs.root).state()
+            one = self._growing[topic]
             if not one.open and one.look()[0]:
                 self._opened(topic)
         channel = self._channels.get(topic)
         try:
             if one.pulse.state in READABLE:
                 if channel is not None and not channel.parts:
-                    self._judged(topic, True)
+                    self._judged(topic, True, first=True)
                 told = dict(channel.parts) if channel is not None else {}
-                curves = one.curves()
+                opened, names = one.opened, list(one.names)
+                curves = {"names": names, "opened": f"{self.epoch}-{opened}"}
                 return "whole", {**one.state(), **curves, "parts": told, "verdicts": verdicts(one.judge.standing())}
         except (LossDoctorError, OSError):  # deleted or damaged this moment; the next look says so
             pass
         return "state", one.state()
 
-    def _judged(self, name: str, followed: bool) -> tuple[float, Any]:
-        """Judge a run, if it is time, and make the parts of its page; returns the seconds it took and what changed."""
+    def _judged(self, name: str, followed: bool, *, first: bool = False) -> tuple[float, Any]:
+        """Judge a run, if it is time, and make the parts of its page; returns the seconds it took and what changed.
+
+        first: only if there are no parts yet; they may have come while this waited for its turn.
+        """
         with self._judging:
             started = time.thread_time()
             one, channel = self._growing.get(name), self._channels.get(name)
-            if one is None:
+            if one is None or (first and channel is not None and channel.parts):
                 return 0.0, None
             one.judged_at = time.monotonic()
             try:
-                measured, sure = one.measured, one.pulse.state == "ended"
+                measured, answered, sure = one.measured, one.answered(), one.pulse.state == "ended"
                 run = ThinRun(one.read())
-                # A page is shown what the rules say also while that is only what they lack.
-                due = one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
+                # A page is shown what the rules say also while that is only what they lack. Experiments come after the
+                # end of a run, and change what they say.
+                again = sure and channel is not None and channel.answered not in ((), answered)
+                due = again or one.judge.due(measured, sure=sure) or (followed and one.judge.diagnosis is None)
                 fresh = one.judge.ask(run, measured, sure=sure) if due else []
-                made = parts(run, one.judge) if followed and channel is not None else {}
+                made = parts(one, run) if followed and channel is not None else {}
             except (LossDoctorError, OSError):
                 return 1.0, None
             if channel is None or not made:
                 return time.thread_time() - started, None
             changed = {part: told for part, told in made.items() if channel.parts.get(part) != told}
-            channel.parts, channel.measured, channel.judged_at = made, measured, time.monotonic()
+            channel.parts, channel.measured, channel.answered = made, measured, answered
+            channel.judged_at = time.monotonic()
             leading = {key(group[0]) for group in one.judge.standing()}
             told = {
                 "run": name,
@@ -334,3 +374,8 @@ class Hub:
                 "verdicts": verdicts(one.judge.standing()),
             }
             return time.thread_time() - started, told if changed else None
+
+
+def _looked_at(name: str, one: Growing, topics: Collection[str]) -> bool:
+    """On a page of its own, or in the list."""
+    return name in topics or (LIST in topics and not one.other)

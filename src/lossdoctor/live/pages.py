@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from lossdoctor import __version__
-from lossdoctor.live.judging import Judge
+from lossdoctor.live.growing import Growing
 from lossdoctor.messages import languages
 from lossdoctor.report.page import troubles
+from lossdoctor.report.page.experiments import experiments
 from lossdoctor.report.page.findings import findings, others
 from lossdoctor.report.page.markup import each_language, element, escaped, say
 from lossdoctor.report.page.overview import every_metric, facts, overview
 from lossdoctor.report.page.shell import buttons, in_script, words
+from lossdoctor.report.page.treatment import treatment
 from lossdoctor.report.thin import ThinRun, glance
 from lossdoctor.report.verdict.wording import headline, subject
 from lossdoctor.rules import Finding, RunView
@@ -38,12 +41,16 @@ _WORDS: list[tuple[str, ...]] = [
     ("most", "live.most", "n"),
 ]
 
+LATER = ("treatment", "experiments")
+"""Sections of a run's page that are shown as soon as there is something in them."""
+
 COMPARED = 6
 """Runs on one page at most: as many as there are colours."""
 
 
-def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
-    """The parts of a run's page that are not curves, as HTML, by where they go."""
+def parts(one: Growing, run: ThinRun) -> dict[str, str]:
+    """The parts of a run's page that are not curves, as HTML, by where they go. run: judged already."""
+    judge = one.judge
     assert judge.diagnosis is not None
     standing = tuple(finding for group in judge.standing() for finding in group)
     diagnosis, view, digest = replace(judge.diagnosis, findings=standing), RunView(run), glance(run)
@@ -53,14 +60,17 @@ def parts(run: ThinRun, judge: Judge) -> dict[str, str]:
     return {
         "verdict": verdict
         + (element("p", say("live.asked", step=f"{diagnosis.steps - 1:,}"), class_="quiet") if diagnosis.steps else ""),
+        "ranks": _ranks(one, run),
         "findings": findings(run, diagnosis),
         "others": others(diagnosis),
+        "treatment": "" if view.treated is None else treatment(view, view.treated),
+        "experiments": experiments(run),
         "troubles": "".join(troubles(digest.troubles)),
         "overview": overview(view, digest),
         "every": every_metric(view),
         "facts": facts(digest, [("lossdoctor", __version__)]),
         # For pages with several runs: which metrics come first.
-        "headlines": "\n".join(line.name for line in digest.lines if "\n" not in line.name),
+        "headlines": "\n".join(line.name for line in digest.lines if line.count > 1 and "\n" not in line.name),
     }
 
 
@@ -70,6 +80,27 @@ def verdicts(groups: Sequence[tuple[Finding, ...]]) -> list[dict[str, Any]]:
         {"severity": group[0].severity, "code": group[0].code, "name": group[0].name, "subject": subject(group[0])}
         for group in groups
     ]
+
+
+def _ranks(shown: Growing, run: ThinRun) -> str:
+    """The way to the other ranks of the run; nothing where there is one."""
+    if len(run.ranks) < 2:
+        return ""
+    home = shown.name.rpartition("/")[0] or "." if shown.other else shown.name
+    inside = "" if home == "." else f"{home}/"
+    names = {rank: f"{inside}run.rank{rank}.db" if rank else home for rank in run.ranks}
+    links = [
+        element(
+            "a",
+            escaped(rank),
+            href=f"run?{urlencode({'run': one})}",
+            aria_current="page" if one == shown.name else None,
+        )
+        for rank, one in names.items()
+    ]
+    together = urlencode([("run", one) for one in list(names.values())[:COMPARED]])
+    links.append(element("a", say("live.side_by_side"), href=f"compare?{together}"))
+    return element("p", f"{say('live.ranks')} {' '.join(links)}", class_="quiet ranks")
 
 
 def list_page(root: str, lang: str, version: str) -> str:
@@ -101,15 +132,16 @@ def run_page(run: str, lang: str, version: str) -> str:
     """One run: the report, growing."""
     head = element("h1", escaped(run)) + element("p", "", id="state", role="status")
     head += element("p", "", id="extent", class_="quiet")
-    head += element("div", "", id="verdict")
-    links = (("findings", "findings"), ("overview", "overview"), ("every_metric", "every"))
+    head += element("div", "", data_part="ranks") + element("div", "", id="verdict")
     main = element("p", "", id="waiting", class_="quiet")
     main += _section("findings", element("div", "", data_part="findings") + element("div", "", data_part="others"))
+    for name in LATER:
+        main += _section(name, element("div", "", data_part=name))
     main += element("div", "", data_part="troubles")
     main += _section("overview", element("div", "", data_part="overview"))
-    main += _section("every", element("div", "", data_part="every"), "every_metric")
+    main += _section("every", element("div", "", data_part="every"))
     main += _section("facts", element("div", "", data_part="facts"))
-    header = _header(head, links, lang)
+    header = _header(head, ("findings", *LATER, "overview", "every"), lang)
     return _document(
         "run",
         (run,),
@@ -123,16 +155,13 @@ def run_page(run: str, lang: str, version: str) -> str:
 def compare_page(runs: Sequence[str], lang: str, version: str) -> str:
     """Some runs in the same charts."""
     head = element("h1", say("live.comparison")) + element("ul", "", id="legend")
-    links = (("findings", "findings"), ("overview", "overview"), ("every_metric", "every"))
     main = _section("findings", element("div", "", id="verdicts"))
     main += _section("overview", element("div", "", class_="grid", id="charts"))
     search = element("label", say("page.search"), for_="search")
     search += '<input id="search" type="search" autocomplete="off" spellcheck="false">'
-    main += _section(
-        "every", element("div", search, class_="search") + element("div", "", id="metrics"), "every_metric"
-    )
+    main += _section("every", element("div", search, class_="search") + element("div", "", id="metrics"))
     main += element("p", say("compare.seeds"), class_="quiet")
-    header = _header(head, links, lang)
+    header = _header(head, ("findings", "overview", "every"), lang)
     return _document(
         "compare",
         runs,
@@ -143,12 +172,16 @@ def compare_page(runs: Sequence[str], lang: str, version: str) -> str:
     )
 
 
-def _section(name: str, content: str, title: str | None = None) -> str:
-    return element("section", element("h2", say(f"page.{title or name}")) + content, id=name)
+def _section(name: str, content: str) -> str:
+    hidden = "hidden" if name in LATER else None
+    return element("section", element("h2", say(f"page.{name}")) + content, id=name, hidden=hidden)
 
 
-def _header(told: str, links: Iterable[tuple[str, str]], lang: str) -> str:
-    each = "".join(element("a", say(f"page.{key}"), href=f"#{place}") for key, place in links)
+def _header(told: str, sections: Iterable[str], lang: str) -> str:
+    each = "".join(
+        element("a", say(f"page.{name}"), href=f"#{name}", hidden="hidden" if name in LATER else None)
+        for name in sections
+    )
     away = element("a", say("live.title"), href="./") if each else ""
     tools = element("nav", away + each) + buttons(lang) + element("p", "", id="connection", role="status")
     return element("header", element("div", told) + element("div", tools, class_="tools"))

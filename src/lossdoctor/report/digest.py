@@ -6,6 +6,7 @@ that one wild step does not speak for a run; but a metric that has become NaN or
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Digest:
 
     steps: optimizer steps. measured: those measured in full. seconds: from the first record to the last. pace: seconds
     per step, pauses left out; both None where they cannot be known. facts: what the run is, by code. absent: what was
-    never measured, by code. troubles: the events that tell of something gone wrong.
+    never measured, by code. troubles: the events that tell of something gone wrong; of a run of several ranks each
+    has `ranks`, those it happened to.
     """
 
     steps: int
@@ -166,7 +168,16 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _troubles(run: Run) -> Iterator[dict[str, Any]]:
-    return (event for event in run.events if event.get("kind") in TROUBLES)
+    """In the order of the ranks. What happened alike to several is told once."""
+    several = run.rank_events
+    told: dict[str, dict[str, Any]] = {}
+    for rank, events in several.items():
+        for event in events:
+            if event.get("kind") in TROUBLES:
+                alike = json.dumps({name: value for name, value in event.items() if name != "time"}, sort_keys=True)
+                told.setdefault(alike, {**event, "ranks": []})["ranks"].append(rank)
+    for event in told.values():
+        yield event if len(several) > 1 else {name: value for name, value in event.items() if name != "ranks"}
 
 
 def _ends(series: Series) -> tuple[float, float]:

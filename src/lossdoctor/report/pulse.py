@@ -35,11 +35,11 @@ def pulse(run: Run, now: float | None = None) -> Pulse:
     """The pulse of a run that can be read. now: the wall clock, seconds since the epoch."""
     clock, full = run.times, run.steps
     own = Series(full, clock.values[np.searchsorted(clock.steps, full)]) if len(full) else clock
-    return taken(own, clock, run.path, now)
+    return taken(own, clock, run.path and run.path / "run.db", now)
 
 
-def taken(full: Series, clock: Series, path: Path | None, now: float | None = None) -> Pulse:
-    """The same from the clocks of the last steps measured in full, and of the last records."""
+def taken(full: Series, clock: Series, file: Path | None, now: float | None = None) -> Pulse:
+    """The same from the clocks of the last steps measured in full, of the last records, and the file they are in."""
     if not len(clock):
         return Pulse("empty")
     now = time.time() if now is None else now
@@ -49,15 +49,20 @@ def taken(full: Series, clock: Series, path: Path | None, now: float | None = No
     passed = float(few.values[-1] - few.values[0])
     rate = float(few.steps[-1] - few.steps[0]) / passed if passed > 0 else None
     quiet = max(0.0, now - float(clock.values.max()))
-    if closed(path):
+    if closed(file):
         return Pulse("ended", rate, quiet)
     gap = passed / max(len(few) - 1, 1)
     return Pulse("growing" if quiet < max(PATIENCE, 10 * gap) else "silent", rate, quiet)
 
 
-def closed(path: Path | None) -> bool:
+def log_of(file: Path) -> Path:
+    """The write-ahead log of a run file."""
+    return file.with_name(f"{file.name}-wal")
+
+
+def closed(file: Path | None) -> bool:
     """Whether the writer has ended the run: then there is no write-ahead log, or, while someone reads, an empty one."""
     try:
-        return path is not None and (path / "run.db-wal").stat().st_size == 0
+        return file is not None and log_of(file).stat().st_size == 0
     except OSError:
         return True

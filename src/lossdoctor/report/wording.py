@@ -147,7 +147,9 @@ def facts(digest: Digest, lang: str) -> str:
 def trouble(event: dict[str, Any], lang: str) -> str:
     """One sentence on an event that tells of something gone wrong."""
     known = {"step": "?", "measurement": "?", "sink": "?", "metric": "?", "error": "?", "reason": "?", **event}
-    return visible(text(f"trouble.{event['kind']}", lang, **known))
+    told = text(f"trouble.{event['kind']}", lang, **known)
+    ranks = ", ".join(str(rank) for rank in event.get("ranks") or ())
+    return visible(text("trouble.ranks", lang, ranks=ranks, told=told) if ranks else told)
 
 
 def visible(name: str) -> str:

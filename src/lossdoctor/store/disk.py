@@ -93,6 +93,11 @@ class DiskSource:
         return self._folder.path
 
     @property
+    def rank(self) -> int:
+        """The one whose file it is."""
+        return self._folder.rank
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that have a file in the folder."""
         with self._damage_told():
@@ -174,6 +179,10 @@ class DiskSource:
     def events(self) -> tuple[list[dict[str, Any]], int]:
         """The whole lines of this rank's events, and the number of torn ones."""
         return self._folder.read_events()
+
+    def other_events(self) -> dict[int, list[dict[str, Any]]]:
+        """The whole lines of the events of the other ranks."""
+        return {rank: Folder(self.path, rank).read_events()[0] for rank in self.ranks if rank != self.rank}
 
     def _numbers_of(self) -> dict[str, int]:
         with self._reading() as db:

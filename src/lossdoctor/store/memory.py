@@ -39,6 +39,7 @@ class MemorySource:
     """Records in memory, to be read while they grow."""
 
     path: Path | None = None
+    rank: int = 0
     ranks: tuple[int, ...] = (0,)
 
     def __init__(self) -> None:
@@ -116,6 +117,10 @@ class MemorySource:
         with self._lock:
             return list(self._events), 0
 
+    def other_events(self) -> dict[int, list[dict[str, Any]]]:
+        """Of other processes nothing is known."""
+        return {}
+
 
 class Joined:
     """A run whose beginning is on disk and whose rest could not be written there."""
@@ -123,7 +128,7 @@ class Joined:
     def __init__(self, disk: Source, rest: MemorySource) -> None:
         self._disk, self._rest = disk, rest
         self.path = disk.path
-        self.ranks = disk.ranks
+        self.rank, self.ranks = disk.rank, disk.ranks
 
     def names(self) -> list[str]:
         """All metric names of both."""
@@ -168,6 +173,10 @@ class Joined:
         """The events of both, and the torn ones of the disk."""
         (first, torn), (rest, _) = self._disk.events(), self._rest.events()
         return [*first, *rest], torn
+
+    def other_events(self) -> dict[int, list[dict[str, Any]]]:
+        """Those of the disk."""
+        return self._disk.other_events()
 
 
 class MemoryWriter:

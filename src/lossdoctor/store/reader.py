@@ -32,6 +32,10 @@ class Source(Protocol):
         """The folder, if there is one."""
 
     @property
+    def rank(self) -> int:
+        """The one these records are of."""
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that can be read there."""
 
@@ -61,6 +65,9 @@ class Source(Protocol):
 
     def events(self) -> tuple[list[dict[str, Any]], int]:
         """What happened, in order, and how many events are unreadable."""
+
+    def other_events(self) -> dict[int, list[dict[str, Any]]]:
+        """What happened on each of the other ranks."""
 
 
 class Run(Mapping[str, Series]):
@@ -163,6 +170,11 @@ class Run(Mapping[str, Series]):
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order; each has `kind` and `time`, most have `step`."""
         return self._source.events()[0]
+
+    @property
+    def rank_events(self) -> dict[int, list[dict[str, Any]]]:
+        """The events of every rank of a distributed run, by rank; those of this one are `events`."""
+        return dict(sorted({self._source.rank: self.events, **self._source.other_events()}.items()))
 
     @property
     def torn_events(self) -> int:

@@ -4,6 +4,15 @@ function comparePage() {
   const [of, metric] = [(name) => Number(name.slice(0, name.indexOf(":"))), (name) => name.slice(name.indexOf(":") + 1)];
   charts = lossdoctorCharts({
     curve: (name) => curves[of(name)].get(metric(name)), word, label: (name) => runs[of(name)], hue: of, latest: true,
+    need: (names) => {
+      const waits = runs.map((_, i) => need(i, names.filter((name) => of(name) === i).map(metric))).filter(Boolean);
+      return waits.length ? Promise.all(waits) : null;
+    },
+    begin: (figure, names) => {
+      const values = names.flatMap((name) => curves[of(name)].get(metric(name))?.y ?? []).filter(Number.isFinite);
+      const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+      if (low > 0 && high > 50 * low) figure.dataset.log = "1"; else delete figure.dataset.log;
+    },
   });
   const states = runs.map(() => ({})), found = runs.map(() => []), heads = runs.map(() => []);
   const legend = by("legend"), listed = new Set();
@@ -22,9 +31,6 @@ function comparePage() {
     title.textContent = name;
     made.className = "chart";
     made.dataset.series = JSON.stringify(runs.map((_, i) => `${i}:${name}`));
-    const values = curves.flatMap((mine) => mine.get(name)?.y ?? []).filter(Number.isFinite);
-    const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
-    if (low > 0 && high > 50 * low) made.dataset.log = "1";
     made.append(title);
     return made;
   }
@@ -33,13 +39,13 @@ function comparePage() {
     const wanted = [...new Set(heads.flat())];
     const there = new Map([...by("charts").children].map((one) => [one.dataset.name, one]));
     for (const name of wanted) {
-      if (there.has(name) || !curves.some((mine) => (mine.get(name)?.x.length ?? 0) > 1)) continue;
+      if (there.has(name)) continue;
       const made = figure(name);
       made.dataset.name = name;
       by("charts").append(made);
       charts.observe([made]);
     }
-    const names = [...new Set(curves.flatMap((mine) => [...mine.keys()]))].sort();
+    const names = [...new Set(places.flatMap((mine) => [...mine.keys()]))].sort();
     for (const name of names) {
       if (listed.has(name)) continue;
       listed.add(name);
@@ -97,11 +103,11 @@ function comparePage() {
   }
 
   listen({
-    whole: async (told) => { const run = take(told); await takeWhole(run, told); list(); charts.grown(null); root.dataset.ready = "1"; },
+    whole: (told) => { const run = take(told); takeWhole(run, told); list(); charts.grown(null); root.dataset.ready = "1"; },
     points: (told) => {
-      const run = runs.indexOf(told.run), before = curves[run].size;
+      const run = runs.indexOf(told.run), before = places[run].size;
       takePoints(run, told.points);
-      if (curves[run].size !== before) list();
+      if (places[run].size !== before) list();
       charts.grown(new Set(Object.keys(told.points).map((name) => `${run}:${name}`)));
     },
     parts: (told) => { take(told); list(); },

@@ -1,7 +1,9 @@
-// The curves a page has, and the points that are added to them.
+// The curves a page has, and the points that are added to them. A curve comes when it is to be drawn for the first time.
 
-// Curves, by run and name.
-const curves = runs.map(() => new Map());
+// By run: the points of every curve that is here, by name; the place of every metric the server knows; what is on its way.
+const curves = runs.map(() => new Map()), places = runs.map(() => new Map()), coming = runs.map(() => new Map());
+const opened = runs.map(() => ""), orders = runs.map(() => null);
+const LOT = 64, AGAIN = 2000;
 
 function fewer(curve) {
   const { x, y } = curve, width = Math.ceil(x.length / (POINTS / 4));
@@ -34,17 +36,66 @@ function add(curve, steps, values) {
   if (curve.x.length > POINTS) fewer(curve);
 }
 
-async function takeWhole(run, { places, curves: told }) {
-  const unpacked = await lossdoctorUnpack(told, places);
-  const mine = curves[run];
-  mine.clear();
-  for (const name of Object.keys(places)) mine.set(name, unpacked(name));
+function takeWhole(run, { names, opened: told }) {
+  curves[run].clear();
+  coming[run].clear();
+  places[run] = new Map(names.map((name, place) => [name, place]));
+  opened[run] = told;
 }
 
 function takePoints(run, points) {
   const mine = curves[run];
   for (const [name, [steps, values]] of Object.entries(points)) {
-    if (!mine.has(name)) mine.set(name, { x: [], y: [] });
-    add(mine.get(name), steps, values);
+    // A metric that was not told of begins with these points.
+    if (!places[run].has(name)) { places[run].set(name, null); mine.set(name, { x: [], y: [] }); }
+    if (mine.has(name)) add(mine.get(name), steps, values);
+    else coming[run].get(name)?.later.push([steps, values]);
   }
+}
+
+// Bring the curves that are not here; null when all are, else a promise. After it they may still be missing: ask again.
+function need(run, names) {
+  const waits = new Set();
+  for (const name of names) {
+    if (curves[run].has(name) || !places[run].has(name)) continue;
+    if (!coming[run].has(name)) {
+      // What is asked for at one moment is one question.
+      orders[run] ??= order(run);
+      orders[run].names.push(name);
+      coming[run].set(name, { done: orders[run].done, later: [] });
+    }
+    waits.add(coming[run].get(name).done);
+  }
+  return waits.size ? Promise.all(waits) : null;
+}
+
+function order(run) {
+  const names = [], key = opened[run];
+  const done = Promise.resolve().then(async () => {
+    orders[run] = null;
+    for (let i = 0; i < names.length; i += LOT) await bring(run, names.slice(i, i + LOT));
+  }).catch(async () => {
+    await new Promise((rested) => setTimeout(rested, AGAIN));
+    if (key === opened[run]) names.forEach((name) => coming[run].delete(name));
+  });
+  return { names, done };
+}
+
+async function bring(run, names) {
+  const key = opened[run];
+  const asked = [["run", runs[run]], ["opened", key], ...names.map((name) => ["at", places[run].get(name)])];
+  const answer = await fetch(`curves?${new URLSearchParams(asked)}`);
+  if (!answer.ok) throw new Error(answer.status);
+  const buffer = await answer.arrayBuffer();
+  if (key !== opened[run]) return; // of the run that was here before
+  const counts = new Float64Array(buffer, 0, names.length);
+  const unpacked = lossdoctorUnpack(buffer, counts.reduce((sum, n) => sum + n, 0), 8 * names.length);
+  let place = 0;
+  names.forEach((name, i) => {
+    const curve = unpacked(place, counts[i]);
+    place += counts[i];
+    coming[run].get(name)?.later.forEach(([steps, values]) => add(curve, steps, values));
+    coming[run].delete(name);
+    curves[run].set(name, curve);
+  });
 }

@@ -12,4 +12,4 @@ function remember(what, value) {
 }
 
 // The charts of a page, once it has some.
-let charts = { redraw() {}, grown() {}, observe() {} };
+let charts = { redraw() {}, grown() {}, observe() {}, marked() {} };

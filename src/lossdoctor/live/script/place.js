@@ -6,27 +6,46 @@ function place(part, html) {
   if (!old) return;
   const made = document.createElement("template");
   made.innerHTML = html;
-  const opened = new Map([...old.querySelectorAll("details")].map((one) => [called(one), one.open]));
+  const opened = new Map([...old.querySelectorAll("details")].map((one) => [called(one, old), one.open]));
   const drawn = new Map([...old.querySelectorAll("figure.chart")].map((one) => [signed(one), one]));
   const held = document.activeElement?.tagName === "SUMMARY" && old.contains(document.activeElement)
-    ? called(document.activeElement.parentElement) : null;
-  const figures = [];
+    ? called(document.activeElement.parentElement, old) : null;
+  const figures = [], marked = [];
   for (const figure of made.content.querySelectorAll("figure.chart")) {
     const same = drawn.get(signed(figure));
-    if (same) { drawn.delete(signed(figure)); figure.replaceWith(same); }
-    else figures.push(figure);
+    if (!same) { figures.push(figure); continue; }
+    drawn.delete(signed(figure));
+    figure.replaceWith(same);
+    if (MARKS.every((mark) => same.dataset[mark] === figure.dataset[mark])) continue;
+    for (const mark of MARKS) {
+      if (figure.dataset[mark] === undefined) delete same.dataset[mark]; else same.dataset[mark] = figure.dataset[mark];
+    }
+    marked.push(same);
   }
   for (const one of made.content.querySelectorAll("details")) {
-    const before = opened.get(called(one));
+    const before = opened.get(called(one, made.content));
     if (before !== undefined) one.open = before;
   }
   old.replaceChildren(made.content);
-  if (held !== null) [...old.querySelectorAll("details")].find((one) => called(one) === held)?.querySelector("summary").focus({ preventScroll: true });
+  if (held !== null) [...old.querySelectorAll("details")].find((one) => called(one, old) === held)?.querySelector("summary").focus({ preventScroll: true });
   charts.observe(figures);
+  charts.marked(marked);
 }
 
-const called = (details) => details.dataset.key ?? details.dataset.name ?? details.className;
-const signed = (figure) => JSON.stringify({ ...figure.dataset }) + (figure.closest("details")?.dataset.key ?? "");
+// What is drawn over the curves of a chart; the chart is the same when it changes.
+const MARKS = ["from", "to", "threshold", "thresholdName", "marks"];
+
+// By its own name; without one by its place among those of its part.
+function called(details, part) {
+  const name = details.dataset.key ?? details.dataset.name;
+  return name ?? `${details.className} ${[...part.querySelectorAll("details")].indexOf(details)}`;
+}
+
+function signed(figure) {
+  const shown = { ...figure.dataset };
+  for (const mark of MARKS) delete shown[mark];
+  return JSON.stringify(shown) + (figure.closest("details")?.dataset.key ?? "");
+}
 
 function announce(told) {
   by("news").textContent = `${word("fresh")} ${told.join(", ")}`;

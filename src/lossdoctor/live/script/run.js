@@ -1,15 +1,20 @@
 // The page of one run.
 
 function runPage() {
-  charts = lossdoctorCharts({ curve: (name) => curves[0].get(name), word, latest: true });
+  charts = lossdoctorCharts({ curve: (name) => curves[0].get(name), need: (names) => need(0, names), word, latest: true });
   let known = null;
+  const later = new Set([...document.querySelectorAll("main > section[hidden]")].map((one) => one.id));
   const values = new Map();
 
   function takeParts({ parts, fresh = [] }) {
     for (const [part, html] of Object.entries(parts)) {
       if (part === "verdict") by("verdict").innerHTML = html;
-      else if (part === "every" && listed() === listed(html)) continue;
+      else if (part === "every" && listed === (listed = names(html))) continue;
       else if (part !== "headlines") place(part, html);
+      if (later.has(part)) {
+        by(part).hidden = !html;
+        document.querySelector(`nav a[href="#${part}"]`).hidden = !html;
+      }
       if (part === "every") search();
     }
     values.clear();
@@ -21,11 +26,8 @@ function runPage() {
   }
 
   // The names in the list of metrics: as long as they are the same, the list stays.
-  function listed(html) {
-    let place = document;
-    if (html !== undefined) { place = document.createElement("template"); place.innerHTML = html; place = place.content; }
-    return [...place.querySelectorAll("#metrics > details")].map((one) => one.dataset.name).join("\n");
-  }
+  let listed = "";
+  const names = (html) => html.match(/data-name="[^"]*"/g)?.join(" ");
 
   function search() {
     const box = by("search");
@@ -53,13 +55,13 @@ function runPage() {
     tellExtent();
     if (by("state").dataset.told !== html) { by("state").innerHTML = html; by("state").dataset.told = html; }
     by("state").dataset.state = document.body.dataset.state = state;
-    by("waiting").hidden = !["absent", "empty"].includes(state) || curves[0].size > 0;
+    by("waiting").hidden = !["absent", "empty"].includes(state) || places[0].size > 0;
     by("waiting").innerHTML = html;
   }
 
   listen({
-    whole: async (told) => {
-      await takeWhole(0, told);
+    whole: (told) => {
+      takeWhole(0, told);
       takeState(told);
       takeParts(told);
       charts.grown(null);

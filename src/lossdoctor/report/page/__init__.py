@@ -29,7 +29,7 @@ __all__ = ["ablation_page", "page", "troubles"]
 
 PICTURES = ("samples.png",)
 LARGEST_PICTURE = 1_500_000
-_LINKS = (("findings", "findings"), ("experiments", "experiments"), ("overview", "overview"), ("every_metric", "every"))
+_LINKS = ("findings", "treatment", "experiments", "overview", "every")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -49,10 +49,11 @@ def page(run: Run, diagnosis: Diagnosis, *, lang: str = "en", title: str | None 
         *troubles(digest.troubles),
         element("section", element("h2", say("page.overview")) + overview(view, digest), id="overview"),
         *_pictures(run),
-        element("section", element("h2", say("page.every_metric")) + every_metric(view), id="every"),
+        element("section", element("h2", say("page.every")) + every_metric(view), id="every"),
         element("section", element("h2", say("page.facts")) + facts(digest, [("lossdoctor", __version__)]), id="facts"),
     ]
-    links = [(say(f"page.{key}"), place) for key, place in _LINKS if tried or place != "experiments"]
+    absent = {"treatment": view.treated is None, "experiments": not tried}
+    links = [(say(f"page.{place}"), place) for place in _LINKS if not absent.get(place)]
     skip = element("a", say("page.skip"), href="#findings", class_="skip")
     top = header(lang, _headline(name, diagnosis), links)
     return document(name, lang, skip + top, sections, places=places, curves=curves)

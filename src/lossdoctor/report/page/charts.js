@@ -1,15 +1,10 @@
 "use strict";
 // The charts of a page: drawn when they come into view, kept in step, drawn anew when their curves grow.
 
-// Curves as the page carries them: one gzip stream in base64, every step as a difference, then every value.
-async function lossdoctorUnpack(text, places) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const buffer = await new Response(stream).arrayBuffer();
-  const total = Object.values(places).reduce((sum, [, n]) => sum + n, 0);
-  const steps = new Float64Array(buffer, 0, total), values = new Float32Array(buffer, 8 * total, total);
-  return (name) => {
-    const [start, n] = places[name];
+// Curves lie in one piece: every step as a difference, then every value. Returns the one that has n points from a place on.
+function lossdoctorUnpack(buffer, total, begin = 0) {
+  const steps = new Float64Array(buffer, begin, total), values = new Float32Array(buffer, begin + 8 * total, total);
+  return (start, n) => {
     const x = new Array(n), y = new Array(n);
     let step = 0;
     for (let i = 0; i < n; i++) {
@@ -27,15 +22,19 @@ function lossdoctorShort(value) {
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(1) : String(+value.toPrecision(4));
 }
 
-// curve(name): { x, y } of a curve, or undefined; word(key): a word in the language of the page; label(name): what a
-// curve is called in a legend; hue(name, place): which of the six colours it has; latest: whether a legend shows the last
-// values while nothing is pointed at.
-function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, place) => place, latest = false }) {
+// curve(name): { x, y } of a curve, or undefined; need(names): null when these curves are here, else a promise to bring
+// them; begin(figure, names): told before a figure is drawn for the first time; word(key): a word in the language of the
+// page; label(name): what a curve is called in a legend; hue(name, place): which of the six colours it has; latest: whether
+// a legend shows the last values while nothing is pointed at.
+function lossdoctorCharts({
+  curve, need = () => null, begin = () => {}, word, label = (name) => name, hue = (name, place) => place, latest = false,
+}) {
   const root = document.documentElement;
   const short = lossdoctorShort;
   const charts = new Map();
   const inView = new Set();
   const late = new Set();
+  const series = (figure) => JSON.parse(figure.dataset.series ?? "[]");
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   function drawable(name, log) {
@@ -50,7 +49,7 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       const tables = given.map(([, pairs]) => [pairs.map((p) => p[0]), pairs.map((p) => p[1])]);
       return { names: given.map(([name]) => name), data: uPlot.join(tables) };
     }
-    const names = JSON.parse(figure.dataset.series).filter((name) => curve(name) !== undefined);
+    const names = series(figure).filter((name) => curve(name) !== undefined);
     return { names, data: names.length ? uPlot.join(names.map((name) => drawable(name, log))) : [[]] };
   }
 
@@ -66,8 +65,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
   }
 
   function judgedSteps(figure) {
-    const [from, to] = [Number(figure.dataset.from ?? NaN), Number(figure.dataset.to ?? NaN)];
     return (plot) => {
+      const [from, to] = [Number(figure.dataset.from ?? NaN), Number(figure.dataset.to ?? NaN)];
       if (!Number.isFinite(from) || !Number.isFinite(to)) return;
       clipped(plot, (ctx, bbox) => {
         const [a, b] = [plot.valToPos(from, "x", true), plot.valToPos(to, "x", true)];
@@ -80,8 +79,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
 
   // Over the grid: a threshold is often a round number, and would be hidden by the line of one.
   function thresholdLine(figure) {
-    const threshold = Number(figure.dataset.threshold ?? NaN);
     return (plot) => {
+      const threshold = Number(figure.dataset.threshold ?? NaN);
       if (!Number.isFinite(threshold)) return;
       clipped(plot, (ctx, bbox) => {
         const y = Math.round(plot.valToPos(threshold, "y", true)) + 0.5;
@@ -102,8 +101,8 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
 
   // The steps at which something was changed.
   function changes(figure) {
-    const steps = JSON.parse(figure.dataset.marks ?? "[]");
     return (plot) => clipped(plot, (ctx, bbox) => {
+      const steps = JSON.parse(figure.dataset.marks ?? "[]");
       ctx.strokeStyle = colour("--soft");
       ctx.setLineDash([2, 4]);
       for (const step of steps) {
@@ -116,9 +115,16 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
     });
   }
 
+  function wipe(figure) {
+    const { plot, parts } = charts.get(figure);
+    plot?.destroy();
+    parts.forEach((part) => part.remove());
+    charts.delete(figure);
+    late.delete(figure);
+  }
+
   function draw(figure) {
-    const old = charts.get(figure);
-    if (old) { old.plot?.destroy(); old.parts.forEach((part) => part.remove()); }
+    if (charts.has(figure)) wipe(figure); else begin(figure, series(figure));
     const log = figure.dataset.log === "1" || "points" in figure.dataset;
     const { names, data } = contents(figure, log);
     const box = document.createElement("div");
@@ -132,7 +138,6 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       charts.set(figure, { plot: null, parts: [box, key], spans: [] });
       return;
     }
-    const threshold = Number(figure.dataset.threshold ?? NaN);
     const band = figure.dataset.band === "1";
     const isPoints = "points" in figure.dataset;
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
@@ -156,6 +161,7 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
           distr: log ? 3 : 1,
           range: (plot, low, high) => {
             if (low === null || high === null) return [0, 1];
+            const threshold = Number(figure.dataset.threshold ?? NaN);
             // The threshold belongs into the picture unless it would flatten the curve.
             const near = Number.isFinite(threshold) && (log ? threshold > low / 1e3 && threshold < high * 1e3 : Math.abs(threshold - (low + high) / 2) < 5 * (high - low) + 1e-12);
             if (near) { low = Math.min(low, threshold); high = Math.max(high, threshold); }
@@ -195,11 +201,24 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       if (!isIntersecting) inView.delete(target);
       else {
         inView.add(target);
-        if (!charts.has(target)) draw(target);
-        else if (late.delete(target)) renew(target);
+        show(target);
       }
     }
   }, { rootMargin: "300px" });
+
+  // A figure in view is drawn, or has its new points, as soon as its curves are here.
+  function show(figure) {
+    if (!inView.has(figure) || !figure.isConnected || (charts.has(figure) && !late.has(figure))) return;
+    const coming = need(series(figure));
+    if (coming) coming.then(() => show(figure));
+    else if (!charts.has(figure)) draw(figure);
+    else { late.delete(figure); renew(figure); }
+  }
+
+  function refresh(figure) {
+    late.add(figure);
+    show(figure);
+  }
 
   // The same chart with the points that have come since; a part that was zoomed into stays.
   function renew(figure) {
@@ -211,7 +230,9 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
       return;
     }
     const xs = plot.data[0], { min, max } = plot.scales.x;
-    plot.setData(data, min <= xs[0] && max >= xs[xs.length - 1]);
+    const all = min <= xs[0] && max >= xs[xs.length - 1];
+    plot.setData(data, all);
+    if (!all) plot.redraw(false);
     tell(charts.get(figure).spans, plot);
   }
 
@@ -226,23 +247,29 @@ function lossdoctorCharts({ curve, word, label = (name) => name, hue = (name, pl
     });
   }
 
-  const redraw = () => [...charts.keys()].filter((figure) => figure.isConnected).forEach(draw);
+  // In other colours, or of another size: now where they are seen, else when they are.
+  function redraw() {
+    for (const figure of [...charts.keys()]) { wipe(figure); show(figure); }
+  }
 
   // Curves have grown. names: a Set of them, or null for all.
   function grown(names) {
-    for (const [figure, { plot }] of charts) {
-      if (!figure.isConnected) { plot?.destroy(); charts.delete(figure); late.delete(figure); inView.delete(figure); }
-      else if (names === null || JSON.parse(figure.dataset.series ?? "[]").some((name) => names.has(name))) {
-        if (inView.has(figure)) renew(figure); else late.add(figure);
-      }
+    for (const figure of [...charts.keys()]) {
+      if (!figure.isConnected) { wipe(figure); inView.delete(figure); }
+      else if (names === null || series(figure).some((name) => names.has(name))) refresh(figure);
     }
+  }
+
+  // What is drawn over their curves has changed.
+  function marked(figures) {
+    figures.filter((figure) => charts.has(figure)).forEach(refresh);
   }
 
   let waiting = 0;
   window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 150); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   return {
-    redraw, grown, has: (figure) => charts.has(figure), draw,
+    redraw, grown, marked, has: (figure) => charts.has(figure), draw,
     observe: (figures) => figures.forEach((figure) => seen.observe(figure)),
   };
 }

@@ -1,10 +1,10 @@
-"""Curves for a page: few enough points to draw at once, with every spike, in one compressed piece of text."""
+"""Curves for a page: few enough points to draw at once, with every spike, in one compressed piece."""
 
 from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,17 +53,25 @@ def packed(curves: Iterable[tuple[str, Series]], count: int) -> tuple[dict[str, 
     count: how many curves there are, to share the points of the page among them. Returns where each curve lies.
     """
     buckets = max(20, min(BUCKETS, BUDGET // (2 * max(count, 1))))
+    few = {name: thinned(series, buckets) for name, series in curves}
     places: dict[str, Place] = {}
-    steps: list[npt.NDArray[np.float64]] = []
-    values: list[npt.NDArray[np.float32]] = []
     total = 0
-    for name, series in curves:
-        few = thinned(series, buckets)
-        places[name] = (total, len(few))
-        total += len(few)
-        # Steps as differences: they repeat, and compress to almost nothing.
-        steps.append(np.diff(few.steps, prepend=0).astype("<f8"))
-        with np.errstate(over="ignore"):
-            values.append(few.values.astype("<f4"))
-    whole = b"".join([*(part.tobytes() for part in steps), *(part.tobytes() for part in values)])
-    return places, base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode("ascii")
+    for name, series in few.items():
+        places[name] = (total, len(series))
+        total += len(series)
+    return places, base64.b64encode(gzip.compress(_flat(list(few.values())), 6, mtime=0)).decode("ascii")
+
+
+def sent(curves: Iterable[Series]) -> bytes:
+    """Some curves over the wire, a gzip stream: how many points each has as float64, then as in `packed`."""
+    few = [thinned(series) for series in curves]
+    counts = np.array([len(series) for series in few], "<f8").tobytes()
+    return gzip.compress(counts + _flat(few), 1, mtime=0)  # made while somebody waits
+
+
+def _flat(few: Sequence[Series]) -> bytes:
+    # Steps as differences: they repeat, and compress to almost nothing.
+    steps = [np.diff(series.steps, prepend=0).astype("<f8").tobytes() for series in few]
+    with np.errstate(over="ignore"):
+        values = [series.values.astype("<f4").tobytes() for series in few]
+    return b"".join([*steps, *values])

@@ -31,7 +31,7 @@ def experiments(run: Run) -> str:
     path = None if run.path is None else Path(run.path) / ANSWERS
     if path is not None and path.is_file():
         try:
-            return answers(json.loads(path.read_bytes()))
+            return answers(json.loads(path.read_bytes()), heading="h3")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return element("p", say("page.unreadable", path=ANSWERS), class_="quiet")
     events = [event for event in run.events if event.get("kind") == "experiment"]
@@ -55,11 +55,12 @@ def ablation_page(found: Mapping[str, Any], lang: str) -> str:
     return document(command, lang, header(lang, told, links), sections, places=places, curves=curves)
 
 
-def answers(found: Mapping[str, Any]) -> str:
-    """Fixes, expectations and effects, each where there are any. Raises KeyError and the like for another schema."""
+def answers(found: Mapping[str, Any], heading: str = "h2") -> str:
+    """Fixes, expectations and effects, each where there are any. heading: of each, below that of the section if it has
+    one. Raises KeyError and the like for another schema."""
     if found["schema"] != SCHEMA:
         raise ValueError(found["schema"])
-    return "".join([*fixes(found), *_expectations(found), *_effects(found), *_remarks(found)])
+    return "".join(line for part in (fixes, _expectations, _effects, _remarks) for line in part(found, heading))
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -77,10 +78,10 @@ def _verdict(found: Mapping[str, Any]) -> str:
 # What must be shown, and what was seen
 
 
-def _expectations(found: Mapping[str, Any]) -> Iterator[str]:
+def _expectations(found: Mapping[str, Any], heading: str) -> Iterator[str]:
     if "fixes" in found and not found["expectations"]:
         return
-    yield element("h2", say("ablate.expectations"))
+    yield element(heading, say("ablate.expectations"))
     if not found["expectations"]:
         yield element("p", say("ablate.none_expected"), class_="quiet")
         return
@@ -114,11 +115,11 @@ def _answer(one: Mapping[str, Any]) -> str:
     return answer(f"ablate.verdict.{verdict}", verdict)
 
 
-def _effects(found: Mapping[str, Any]) -> Iterator[str]:
+def _effects(found: Mapping[str, Any], heading: str) -> Iterator[str]:
     arms = [arm for arm in found["arms"] if arm["arm"] != BASELINE and arm["effects"]]
     if not arms:
         return
-    yield element("h2", say("ablate.effects"))
+    yield element(heading, say("ablate.effects"))
     for arm in arms:
         told, whole = largest(arm["effects"]), list(arm["effects"].items())
         head = element("span", escaped(arm["arm"]), class_="code")
@@ -145,7 +146,7 @@ def _rows(effects: list[tuple[str, Mapping[str, Any]]]) -> str:
     return table(head, rows, class_="effects")
 
 
-def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(found: Mapping[str, Any], heading: str) -> Iterator[str]:
     seeds = max((len(arm["seeds"]) for arm in found["arms"]), default=0)
     said = [
         "ablate.one_seed" if seeds == 1 else "",
@@ -160,7 +161,7 @@ def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
             for one in found["failed"]
         ]
         head = [say(f"ablate.column.{name}") for name in ("arm", "seed", "reason")]
-        yield element("h2", say("page.failed")) + table(head, rows)
+        yield element(heading, say("page.failed")) + table(head, rows)
 
 
 def _lines(told: str) -> str:

@@ -11,11 +11,11 @@ from lossdoctor.rules.finding import Message
 STYLES = {"yes": "good", "no": "bad", "undecided": "unsure", "confirmed": "bad", "withdrawn": "good"}
 
 
-def fixes(found: Mapping[str, Any]) -> Iterator[str]:
+def fixes(found: Mapping[str, Any], heading: str = "h2") -> Iterator[str]:
     """Every finding with its verdict and its arms; nothing for answers that are not about fixes."""
     if "fixes" not in found:
         return
-    yield element("h2", say("page.fixes"))
+    yield element(heading, say("page.fixes"))
     if not found["fixes"]:
         yield element("p", say("ablate.nothing_to_fix"), class_="good")
     yield from map(_proof, found["fixes"])

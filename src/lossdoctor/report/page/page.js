@@ -1,11 +1,14 @@
 "use strict";
-// The report: its curves lie in the page.
+// The report: its curves lie in the page, a gzip stream in base64.
 (async () => {
   const root = document.documentElement;
   const { places, words } = JSON.parse(document.getElementById("data").textContent);
-  const unpacked = await lossdoctorUnpack(document.getElementById("curves").textContent, places);
+  const bytes = Uint8Array.from(atob(document.getElementById("curves").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const total = Object.values(places).reduce((sum, [, n]) => sum + n, 0);
+  const unpacked = lossdoctorUnpack(await new Response(stream).arrayBuffer(), total);
   const charts = lossdoctorCharts({
-    curve: (name) => (Object.hasOwn(places, name) ? unpacked(name) : undefined),
+    curve: (name) => (Object.hasOwn(places, name) ? unpacked(...places[name]) : undefined),
     word: (key) => words[root.dataset.lang][key],
   });
   const figures = [...document.querySelectorAll("figure.chart")];
