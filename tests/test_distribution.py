@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import lossdoctor
 
@@ -102,6 +103,21 @@ def test_the_sdist_gives_the_same_wheel_and_holds_no_leftovers(built: dict[str, 
     assert {"LICENSE", "README.md", "pyproject.toml", "tests/test_distribution.py"} <= set(names)
     leftovers = ("__pycache__", ".pyc", "_cache/", "runs/", "dist/", ".venv", "docs/_build", ".hypothesis")
     assert [name for name in names if any(left in name for left in leftovers)] == []
+
+
+def test_what_is_tested_as_the_lowest_is_what_is_declared() -> None:
+    texts = [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
+    lowest = {
+        canonicalize_name(one.name): Version(bound.version).release
+        for one in map(Requirement, texts)
+        for bound in one.specifier
+        if bound.operator == ">="
+    }
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.partition("#")[0].strip().split("==") for line in lines if "==" in line]
+    tested = {canonicalize_name(name): Version(version).release for name, version in pinned}
+    assert {name: release[: len(lowest[name])] for name, release in tested.items()} == {n: lowest[n] for n in tested}
+    assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= set(tested)
 
 
 # Environments
