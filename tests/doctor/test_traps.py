@@ -850,6 +850,7 @@ class Probed(Compiled):
         return {"flow": (v - x).square().mean(), "kl": v.square().mean(), "dino": v.mean()}
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch 2.5 cannot be asked not to compile")
 def test_probing_forwards_compile_nothing() -> None:
     Probed.seen = 0
     without, _, _, _ = train(Probed, None)
