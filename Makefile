@@ -7,13 +7,24 @@ ARGS ?=
 # Packages come uncompiled: whoever imports a file first keeps what it compiled, also where the machine says otherwise.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check format lint types docs bench bench-long clinic fixes cures browser
+.PHONY: demo test check format lint types docs bench bench-long clinic fixes cures browser lowest extras
 
 demo: $(VENV)/.demo  ## train the reference system with all three losses, measure it, write pictures and a summary
 	$(BIN)/lossdoctor demo $(ARGS)
 
 test: $(VENV)/.dev browser  ## the whole test suite, one full demo included
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Not every change is run with these: the CUDA build of torch, the only one of its age, brings 5 GB.
+LOWEST := .venv-lowest
+CORE := $(addprefix tests/,curves doctor flow losses metrics preflight probe reference rules store treat \
+	test_config.py test_diagnose.py test_keys.py test_layers.py test_linalg.py test_neutrality.py)
+
+lowest: $(LOWEST)/.made  ## the core of the suite with the lowest versions that are declared, in .venv-lowest
+	$(LOWEST)/bin/python -m pytest -n auto $(CORE) --ignore tests/doctor/test_accelerate.py $(ARGS)
+
+extras: $(VENV)/.dev  ## the wheel, the sdist and every extra, by pip, each in an environment made from nothing
+	LOSSDOCTOR_INSTALL=1 $(BIN)/python -m pytest tests/test_distribution.py --timeout 1800 $(ARGS)
 
 check: format lint types docs test  ## everything that must be green before a change lands
 
@@ -59,6 +70,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lossdoctor needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(LOWEST)/.made: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --no-compile -r constraints-lowest.txt -e .
+	@touch $@
 
 # The development environment contains everything the demo needs. Of two hundred packages few files are ever imported:
 # compiling them all takes longer than installing them.

@@ -2,10 +2,12 @@
 
 The environments are made of links into the one the tests run in, so that nothing is downloaded: a virtual environment
 that sees, of all that is installed there, only the distributions that the metadata of the wheel ask for, in turn.
+`make extras` sets LOSSDOCTOR_INSTALL: then pip makes them from nothing, one for the core and one for each extra.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,16 +20,28 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import lossdoctor
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - {"dev"})
+FRESH = bool(os.environ.get("LOSSDOCTOR_INSTALL"))
+SINK = "try: lossdoctor.sinks.{0}(None)\nexcept lossdoctor.errors.UsageError: pass\nelse: raise AssertionError"
 USES = {
+    "accelerate": "from accelerate.tracking import GeneralTracker; import lossdoctor.integrations.accelerate",
     "demo": "from lossdoctor.reference.data import load_digits; assert len(load_digits()) == 1797",
-    "tensorboard": "sink = lossdoctor.sinks.TensorBoard('tb'); sink.open({}); sink.close()",
+    "lightning": "from lossdoctor.integrations.lightning import LossDoctorCallback; LossDoctorCallback()",
+    "mlflow": SINK.format("MLflow"),
     "ode": "import torch; from lossdoctor.flow.solvers import dopri5; dopri5(lambda x, t: -x, torch.ones(2, 2))",
+    "serve": "import lossdoctor.live.app",
+    "swanlab": SINK.format("SwanLab"),
+    "tensorboard": "sink = lossdoctor.sinks.TensorBoard('tb'); sink.open({}); sink.close()",
+    "torchjd": "from torchjd.aggregation import MGDAWeighting as W; lossdoctor.treat.balancer(W())",
+    "trackio": SINK.format("Trackio"),
+    "transformers": "from lossdoctor.integrations.transformers import LossDoctorCallback",
+    "wandb": SINK.format("WandB"),
 }
 """What an extra is for, beyond that its packages can be imported."""
 
@@ -91,6 +105,21 @@ def test_the_sdist_gives_the_same_wheel_and_holds_no_leftovers(built: dict[str, 
     assert [name for name in names if any(left in name for left in leftovers)] == []
 
 
+def test_what_is_tested_as_the_lowest_is_what_is_declared() -> None:
+    texts = [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
+    lowest = {
+        canonicalize_name(one.name): Version(bound.version).release
+        for one in map(Requirement, texts)
+        for bound in one.specifier
+        if bound.operator == ">="
+    }
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.partition("#")[0].strip().split("==") for line in lines if "==" in line]
+    tested = {canonicalize_name(name): Version(version).release for name, version in pinned}
+    assert {name: release[: len(lowest[name])] for name, release in tested.items()} == {n: lowest[n] for n in tested}
+    assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= set(tested)
+
+
 # Environments
 
 
@@ -118,18 +147,45 @@ def link(names: Iterable[str], target: Path) -> None:
                 (target / top).symlink_to(Path(str(installed.locate_file(top))))
 
 
+def empty(home: Path) -> Path:
+    """A virtual environment without anything; the folder of its programs."""
+    assert ran([sys.executable, "-m", "venv", "--without-pip", home], ROOT).returncode == 0
+    return home / "bin"
+
+
+def install(programs: Path, *asked: str | Path) -> None:
+    """By pip, into a virtual environment."""
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "-q", "--no-compile"]
+    done = subprocess.run([*pip, *asked], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def clean(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the wheel, installed by pip, and what it cannot do without."""
-    home = tmp_path_factory.mktemp("clean") / "venv"
-    assert ran([sys.executable, "-m", "venv", "--without-pip", home], ROOT).returncode == 0
-    (site,) = home.glob("lib/python*/site-packages")
-    link(needed(PROJECT["dependencies"]), site)
-    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python")]
-    command = [*pip, "install", "-q", "--no-deps", "--no-index", "--no-compile", str(built["wheel"])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return home / "bin"
+    programs = empty(tmp_path_factory.mktemp("clean") / "venv")
+    if FRESH:
+        install(programs, "-c", "constraints.txt", built["wheel"])
+    else:
+        link(needed(PROJECT["dependencies"]), site_packages(programs))
+        install(programs, "--no-deps", "--no-index", built["wheel"])
+    return programs
+
+
+def site_packages(programs: Path) -> Path:
+    (site,) = programs.parent.glob("lib/python*/site-packages")
+    return site
+
+
+@pytest.mark.skipif(not FRESH, reason="pip asks the index for what the sdist is built with: make extras")
+def test_the_sdist_installs_by_pip_alone(built: dict[str, Path], clean: Path, tmp_path: Path) -> None:
+    programs = empty(tmp_path / "venv")
+    install(programs, "--no-deps", built["sdist"])
+    (site_packages(programs) / "core.pth").write_text(f"{site_packages(clean)}\n")
+    done = ran([programs / "lossdoctor", "--version"], tmp_path)
+    assert done.stdout.split()[-1] == lossdoctor.__version__, done.stderr
+    code = "import lossdoctor; print(lossdoctor.__file__)"
+    assert str(tmp_path) in ran([programs / "python", "-c", code], tmp_path).stdout
 
 
 def test_every_module_can_be_imported_with_the_core_alone(clean: Path, tmp_path: Path) -> None:
@@ -207,12 +263,18 @@ for use in (tensorboard, ode):
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_extra_brings_what_it_is_for(clean: Path, extra: str, tmp_path: Path) -> None:
+def test_an_extra_brings_what_it_is_for(built: dict[str, Path], clean: Path, extra: str, tmp_path: Path) -> None:
     asked = PROJECT["optional-dependencies"][extra]
-    link(needed(asked) - needed(PROJECT["dependencies"]), tmp_path / "extra")
+    programs, found = clean, {}
+    if FRESH:
+        programs = empty(tmp_path / "venv")
+        install(programs, "-c", "constraints.txt", f"lossdoctor[{extra}] @ {built['wheel'].as_uri()}")
+    else:
+        link(needed(asked) - needed(PROJECT["dependencies"]), tmp_path / "extra")
+        found = {"PYTHONPATH": str(tmp_path / "extra")}
     tops = {Requirement(text).name: top_level(Requirement(text).name) for text in asked}
     code = f"import lossdoctor, {', '.join(sorted(tops.values()))}\n{USES.get(extra, '')}"
-    done = ran([clean / "python", "-c", code], tmp_path, PYTHONPATH=str(tmp_path / "extra"))
+    done = ran([programs / "python", "-c", code], tmp_path, **found)
     assert done.returncode == 0, done.stderr
 
 

@@ -21,12 +21,16 @@ import torch._dynamo  # what the wrappers import late is imported once, before t
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lossdoctor as ld
 import lossdoctor.probe.ranks
 from lossdoctor.probe.sharded import local
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # torch 2.5 has it elsewhere, and for GPUs only
+    fully_shard = None
 
 SECONDS = 240
 """After which everything is killed: a deadlock is a failure, not a hanging suite."""
@@ -236,6 +240,11 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 SICK = ("apart", "same_data", "same_noise", "same_draws", "outside", "own_teacher")
 """In which the ranks are not as they should be to each other."""
+
+
+def possible(name: str) -> bool:
+    """Whether this torch can run the program on CPUs."""
+    return fully_shard is not None or "shard" not in PROGRAMS[name]
 
 
 def settings(name: str, rank: int) -> dict[str, Any]:

@@ -173,11 +173,17 @@ def test_a_change_is_judged_across_a_checkpoint(model: Model, cut: int) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    names = [name for name, setting in program.PROGRAMS.items() if "balance" in setting]
+    names = [name for name, setting in program.PROGRAMS.items() if "balance" in setting and program.possible(name)]
     command = [sys.executable, str(PROGRAM), "2", str(folder), *names]
     sound = subprocess.run(command, timeout=program.SECONDS + 30).returncode == 0
     assert sound, "\n".join(path.read_text() for path in sorted(folder.glob("told.*")))
-    return lambda name: [torch.load(folder / f"{name}.{rank}.pt", weights_only=True)["on"] for rank in range(2)]
+
+    def outcome(name: str) -> list[dict[str, Any]]:
+        if not program.possible(name):
+            pytest.skip("this torch shards parameters on GPUs only")
+        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True)["on"] for rank in range(2)]
+
+    return outcome
 
 
 BALANCED = ["balanced", "balanced_micro", "balanced_pcgrad", "balanced_sharded"]

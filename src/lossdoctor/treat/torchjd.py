@@ -21,7 +21,7 @@ Weighting = Callable[[Any], Tensor]
 
 @dataclass(slots=True)
 class Weighted(Balancer):
-    """Its weights on the weighted losses, as factors. weighting: for example `torchjd.aggregation.UPGradWeighting()`.
+    """Its weights on the weighted losses, as factors. weighting: for example `torchjd.aggregation.MGDAWeighting()`.
 
     Weightings that draw at random are seeded by the step, and give the global random state back, so that all ranks
     agree. Negative or broken weights stop it, as does a weighting that returns another shape (UsageError).
