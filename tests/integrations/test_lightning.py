@@ -16,6 +16,7 @@ import lossdoctor as ld
 from lossdoctor.errors import UsageError
 from lossdoctor.exchange import read
 from lossdoctor.integrations.lightning import LossDoctorCallback
+from lossdoctor.treat import RatioController
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -150,17 +151,27 @@ def test_numbers_are_those_of_a_plain_loop(micro: int, clip: float | None, tmp_p
             assert found[name].values == pytest.approx(factor * wanted[name].values, rel=2e-3, abs=1e-6), name
 
 
-def test_a_checkpoint_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_last=True)
-    torch.manual_seed(0)
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    first = pl.Trainer(max_epochs=1, callbacks=[LossDoctorCallback(run=run, every=1), saving], **options)
-    first.fit(Net(), data(1))
-    again = LossDoctorCallback(run=run, every=1)
-    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_last=True)
-    second = pl.Trainer(max_epochs=2, callbacks=[again, saving], **options)
-    second.fit(Net(), data(1), ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True)
+def test_training_from_a_checkpoint_is_that_without_a_break(tmp_path: Path) -> None:
+    """Bit for bit, with a balancer that has changed the weights when the checkpoint is written."""
+    run, models, doctors = tmp_path / "run", [], []
+    for begin in (None, tmp_path / "saved" / "epoch=0-step=6.ckpt"):
+        torch.manual_seed(0)
+        callback = LossDoctorCallback(
+            run=run, every=1, strict=True, kinds={"a": "kl"}, balance=RatioController(warmup=0)
+        )
+        saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_top_k=-1)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(max_epochs=2, callbacks=[callback, saving], **options)
+        model = Net()
+        trainer.fit(model, data(1), ckpt_path=begin, weights_only=True)
+        assert callback.doctor is not None
+        models.append(model.state_dict())
+        doctors.append(callback.doctor.state_dict())
+    kept = torch.load(tmp_path / "saved" / "epoch=0-step=6.ckpt", weights_only=True)["callbacks"]["LossDoctorCallback"]
+    assert kept["step"] == STEPS
+    assert kept["balance"]["factors"]["a"] != 1.0
+    assert doctors[0] == doctors[1]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert list(ld.Run.open(run)["grad/a"].steps) == list(range(2 * STEPS))
 
 
