@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,9 +77,19 @@ def data(micro: int) -> DataLoader[Any]:
 
 
 def fit(
-    callback: LossDoctorCallback | None, folder: Path, *, micro: int = 1, net: dict[str, Any] | None = None, **more: Any
+    callback: LossDoctorCallback | None,
+    folder: Path,
+    *,
+    micro: int = 1,
+    net: dict[str, Any] | None = None,
+    scale: float | None = None,
+    **more: Any,
 ) -> Net:
+    """scale: train in half precision, with a GradScaler that begins there."""
     torch.manual_seed(0)
+    if scale is not None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        more["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
     model = Net(**(net or {}))
     more = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **more}
     trainer = pl.Trainer(
@@ -100,6 +111,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "clipped": {"gradient_clip_val": 0.5},
     "manual": {"net": {"manual": True}},
     "all": {"micro": 2, "gradient_clip_val": 0.5, "net": {"drop": 0.3}, "precision": "bf16-mixed"},
+    "half": {"micro": 2, "gradient_clip_val": 0.5, "scale": 2.0**10},
 }
 
 
@@ -173,6 +185,18 @@ def test_training_from_a_checkpoint_is_that_without_a_break(tmp_path: Path) -> N
     assert doctors[0] == doctors[1]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert list(ld.Run.open(run)["grad/a"].steps) == list(range(2 * STEPS))
+
+
+def test_half_precision_gives_the_numbers_of_full_precision(tmp_path: Path) -> None:
+    full, half = (LossDoctorCallback(heads=["a_head"], every=1, strict=True) for _ in range(2))
+    fit(full, tmp_path, gradient_clip_val=0.5)
+    fit(half, tmp_path, gradient_clip_val=0.5, scale=2.0**10)
+    assert full.doctor is not None
+    assert half.doctor is not None
+    found, wanted = half.doctor.run, full.doctor.run
+    assert half.doctor.step == STEPS
+    for name in sorted(name for name in wanted if name.startswith(("grad", "loss/", "descent/", "step/"))):
+        assert found[name].values == pytest.approx(wanted[name].values, rel=0.05, abs=5e-3), name
 
 
 def test_what_a_validation_computes_is_not_recorded(tmp_path: Path) -> None:

@@ -137,9 +137,34 @@ def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         assert found[name].values == pytest.approx(wanted[name].values, rel=2e-3, abs=1e-6), name
 
 
+def test_a_scaler_is_divided_out_and_a_step_it_skips_is_none(tmp_path: Path) -> None:
+    """The Trainer takes fp16 on a GPU alone; here its accelerator gets the scaler it would have there."""
+    doctors = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10)):
+        training = trainer(tmp_path)
+        training.add_callback(callback := LossDoctorCallback(training, heads=["a_head"], every=1, strict=True))
+        if scaler is not None:
+            training.accelerator.scaler, compute = scaler, training.compute_loss
+            too_large = torch.tensor([1.0] * (STEPS - 1) + [torch.inf])
+            training.compute_loss = lambda *args, **kw: compute(*args, **kw) * too_large[training.state.global_step]  # noqa: B023
+        training.train()
+        assert callback.doctor is not None
+        doctors.append(callback.doctor)
+    plain, scaled = doctors
+    assert (plain.step, scaled.step) == (STEPS, STEPS - 1)
+    for name in (name for name in plain.run if name.startswith(KEYS)):
+        found, wanted = (one.run[name].values[: STEPS - 1] for one in doctors)
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7), name
+
+
 def balanced() -> dict[str, Any]:
     """Options of a Doctor whose balancer changes weights from the first step on."""
-    return {"balance": RatioController(bands={"kl": (5.0, 6.0)}, warmup=0), "kinds": {"a": "kl"}, "every": 1, "strict": True}
+    return {
+        "balance": RatioController(bands={"kl": (5.0, 6.0)}, warmup=0),
+        "kinds": {"a": "kl"},
+        "every": 1,
+        "strict": True,
+    }
 
 
 def test_training_from_a_checkpoint_is_that_without_a_break(tmp_path: Path) -> None:

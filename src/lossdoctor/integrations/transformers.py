@@ -29,8 +29,8 @@ else:
 
 
 _KEY = "lossdoctor"
-"""Where `trainer_state.json` keeps what the Doctor needs to go on. Not under the name of the class, as `ExportableState`
-does it: then a new callback would be made without a Trainer, and a run whose first steps had none would fail."""
+"""Where `trainer_state.json` keeps what the Doctor needs to go on. Not under the name of the class, as
+`ExportableState` does it: a new callback would be made without a Trainer, and a run whose first steps had none fail."""
 
 
 class LossDoctorCallback(TrainerCallback):  # type: ignore[misc]
