@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import copy
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +21,18 @@ import torch
 from torch import Tensor, nn
 
 import lossdoctor as ld
+from lossdoctor import exchange
 from lossdoctor.losses import gaussian_kl
 
 ROOT = Path(__file__).parent.parent
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TERMINAL = re.compile(r"^```(?:console|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TOO_LONG = {
+    "ablate": "trains script after script: tests/ablate",
+    "serve": "ends when it is stopped: tests/live",
+    "watch": "ends with the run: tests/cli/test_watch.py",
+}
+"""Commands of the pages that are not run here, and where they are."""
 SHOWN = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLES = [path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")]
 ELSEWHERE = ("trackers.md", "plugins.md")  # what they need is set up in test_recipes.py and test_plugins.py
@@ -237,6 +247,67 @@ def test_the_first_finding_is_what_the_page_shows(tmp_path: Path, monkeypatch: p
         if code:
             [first] = [block for block in SHOWN.findall(readme) if "check runs/first" in block]
             assert without_digits(first.partition("check runs/first")[2]).strip() in without_digits(told)
+
+
+@pytest.fixture(scope="module")
+def place(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands of the pages speak of."""
+    folder = tmp_path_factory.mktemp("commands")
+    for name in ("exp1", "exp2", "first", "second"):
+        shutil.copytree(recorded, folder / "runs" / name)
+    exchange.export(ld.Run.open(recorded), folder / "tb", format="tensorboard")
+    (folder / "lightning_logs" / "version_0").mkdir(parents=True)
+    for log in ("log.csv", "lightning_logs/version_0/metrics.csv"):
+        rows = "".join(f"{step},{1 / (step + 1)},{0.9**step}\n" for step in range(30))
+        (folder / log).write_text(f"step,train/prior,head_a\n{rows}", encoding="utf-8")
+    (toml,) = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "import-export.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (folder / "names.toml").write_text(toml, encoding="utf-8")
+    for module, function in (("setup", "parts"), ("train", "preflight")):
+        code = f"def {function}():\n    import torch\n    return {{'model': torch.nn.Linear(2, 2)}}\n"
+        (folder / f"{module}.py").write_text(code, encoding="utf-8")
+    return folder
+
+
+def commands(page: Path) -> list[list[str]]:
+    """What stands behind each "lossdoctor" of a page, but for commands that end only when they are told to."""
+    lines = "".join(TERMINAL.findall(page.read_text(encoding="utf-8"))).splitlines()
+    lines = [line.removeprefix("$ ").removeprefix("lossdoctor ") for line in lines if "lossdoctor " in line[:13]]
+    return [words for line in lines if (words := shlex.split(line, comments=True))[0] not in TOO_LONG]
+
+
+WITH_COMMANDS = [path for path in FOUND if "zh" not in path.as_posix() and commands(path)]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda path: path.name)
+def test_the_commands_of_a_page_run(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page; a translation has the same. Exit code 1 says that there are findings."""
+    from click.testing import CliRunner
+
+    from lossdoctor.cli import main
+
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("setup", "train"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for words in commands(page):
+        result = CliRunner(env={"LC_ALL": "C", "COLUMNS": "80"}).invoke(main, words)
+        assert result.exit_code in (0, 1), f"{words}\n{result.output}"
+        assert result.exception is None or isinstance(result.exception, SystemExit), words
+
+
+def test_every_example_and_every_block_is_run_by_somebody() -> None:
+    """Python stands in no block that these tests do not see, and in no folder of examples that nobody runs."""
+    pages = [path for path in ROOT.rglob("*.md") if not {".venv", "_build", "runs"} & set(path.parts)]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        fences = re.findall(r"^[ \t]*(?:```|~~~)[ \t]*\{?(?:code-block\} )?(py\w*)", text, re.MULTILINE)
+        assert len(fences) == len(PYTHON.findall(text)), f"{page}: begin each block with ```python at the left edge"
+        assert not fences or page in FOUND or page.name in ELSEWHERE, f"{page}: nobody runs its blocks"
+    outside = {path.relative_to(ROOT / "examples").parts[0] for path in (ROOT / "examples").rglob("*.py")}
+    folders = {name for name in outside if not name.endswith(".py")}
+    assert folders == {"plugin"}, "test_examples.py runs the files right in examples/, test_plugins.py the plugin"
 
 
 def without_digits(text: str) -> str:

@@ -47,8 +47,7 @@ def test_every_recipe_of_the_trackers_runs(tmp_path: Path) -> None:
         run = ld.Run.open(tmp_path / "runs" / name)
         assert not [event for event in run.events if event["kind"] == "failure"]
         assert (tmp_path / "runs" / name / "report.html").exists() is (name != "files")
-    written = ["wandb", "mlflow.db", "trackio/ring.db", "runs/tb", "runs/log.csv", "runs/log.jsonl"]
+    written = ["wandb", "mlflow.db", "trackio/ring.db", "runs/tb", "runs/log.csv", "runs/log.jsonl", "swanlog"]
     for log in written:
         assert len(read(tmp_path / log, guess=False).run["loss/a"]) == 4, log
-    assert list((tmp_path / "swanlog").rglob("*.swanlab"))
     assert done.stdout.count("{'loss/a'") == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def test_help_fits_into_80_columns(arguments: list[str], lang: str) -> None:
     lines = call("--lang", lang, *arguments).output.splitlines()
     assert [line for line in lines if cell_len(line) > 80] == []
     assert [line for line in lines if line.strip()[:1] in tuple("，。；：、）")] == [], "a line begins with these"
+    assert [line for line in lines if line.endswith("[默") or re.fullmatch(r"\s+\w[。]?", line)] == [], "a torn word"
+    assert [line for line in lines if re.search(r"(code|退出码|\d[:：])$", line)] == [], "a code without its meaning"
     if arguments == ["--help"]:
         assert [line for line in lines[1:] if line.endswith("...")] == [], "a first sentence that is cut off"
 

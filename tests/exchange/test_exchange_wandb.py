@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lossdoctor.errors import UsageError
 from lossdoctor.exchange import Imported, read
-from lossdoctor.exchange.wandb import BLOCK, MAGIC
+from lossdoctor.exchange.leveldb import BLOCK
+from lossdoctor.exchange.wandb import MAGIC
 
 
 def varint(value: int) -> bytes:

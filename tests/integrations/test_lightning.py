@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +17,7 @@ import lossdoctor as ld
 from lossdoctor.errors import UsageError
 from lossdoctor.exchange import read
 from lossdoctor.integrations.lightning import LossDoctorCallback
+from lossdoctor.treat import RatioController
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -75,9 +77,19 @@ def data(micro: int) -> DataLoader[Any]:
 
 
 def fit(
-    callback: LossDoctorCallback | None, folder: Path, *, micro: int = 1, net: dict[str, Any] | None = None, **more: Any
+    callback: LossDoctorCallback | None,
+    folder: Path,
+    *,
+    micro: int = 1,
+    net: dict[str, Any] | None = None,
+    scale: float | None = None,
+    **more: Any,
 ) -> Net:
+    """scale: train in half precision, with a GradScaler that begins there."""
     torch.manual_seed(0)
+    if scale is not None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        more["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
     model = Net(**(net or {}))
     more = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, **more}
     trainer = pl.Trainer(
@@ -99,6 +111,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "clipped": {"gradient_clip_val": 0.5},
     "manual": {"net": {"manual": True}},
     "all": {"micro": 2, "gradient_clip_val": 0.5, "net": {"drop": 0.3}, "precision": "bf16-mixed"},
+    "half": {"micro": 2, "gradient_clip_val": 0.5, "scale": 2.0**10},
 }
 
 
@@ -150,18 +163,40 @@ def test_numbers_are_those_of_a_plain_loop(micro: int, clip: float | None, tmp_p
             assert found[name].values == pytest.approx(factor * wanted[name].values, rel=2e-3, abs=1e-6), name
 
 
-def test_a_checkpoint_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_last=True)
-    torch.manual_seed(0)
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    first = pl.Trainer(max_epochs=1, callbacks=[LossDoctorCallback(run=run, every=1), saving], **options)
-    first.fit(Net(), data(1))
-    again = LossDoctorCallback(run=run, every=1)
-    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_last=True)
-    second = pl.Trainer(max_epochs=2, callbacks=[again, saving], **options)
-    second.fit(Net(), data(1), ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True)
+def test_training_from_a_checkpoint_is_that_without_a_break(tmp_path: Path) -> None:
+    """Bit for bit, with a balancer that has changed the weights when the checkpoint is written."""
+    run, models, doctors = tmp_path / "run", [], []
+    for begin in (None, tmp_path / "saved" / "epoch=0-step=6.ckpt"):
+        torch.manual_seed(0)
+        callback = LossDoctorCallback(
+            run=run, every=1, strict=True, kinds={"a": "kl"}, balance=RatioController(warmup=0)
+        )
+        saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_top_k=-1)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(max_epochs=2, callbacks=[callback, saving], **options)
+        model = Net()
+        trainer.fit(model, data(1), ckpt_path=begin, weights_only=True)
+        assert callback.doctor is not None
+        models.append(model.state_dict())
+        doctors.append(callback.doctor.state_dict())
+    kept = torch.load(tmp_path / "saved" / "epoch=0-step=6.ckpt", weights_only=True)["callbacks"]["LossDoctorCallback"]
+    assert kept["step"] == STEPS
+    assert kept["balance"]["factors"]["a"] != 1.0
+    assert doctors[0] == doctors[1]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert list(ld.Run.open(run)["grad/a"].steps) == list(range(2 * STEPS))
+
+
+def test_half_precision_gives_the_numbers_of_full_precision(tmp_path: Path) -> None:
+    full, half = (LossDoctorCallback(heads=["a_head"], every=1, strict=True) for _ in range(2))
+    fit(full, tmp_path, gradient_clip_val=0.5)
+    fit(half, tmp_path, gradient_clip_val=0.5, scale=2.0**10)
+    assert full.doctor is not None
+    assert half.doctor is not None
+    found, wanted = half.doctor.run, full.doctor.run
+    assert half.doctor.step == STEPS
+    for name in sorted(name for name in wanted if name.startswith(("grad", "loss/", "descent/", "step/"))):
+        assert found[name].values == pytest.approx(wanted[name].values, rel=0.05, abs=5e-3), name
 
 
 def test_what_a_validation_computes_is_not_recorded(tmp_path: Path) -> None:

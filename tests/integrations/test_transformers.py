@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import lossdoctor as ld
 from lossdoctor.integrations.transformers import LossDoctorCallback
+from lossdoctor.treat import RatioController
 
 WEIGHTS = {"a": 0.5, "flow": 2.0}
 STEPS = 6
@@ -135,12 +137,92 @@ def test_numbers_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         assert found[name].values == pytest.approx(wanted[name].values, rel=2e-3, abs=1e-6), name
 
 
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    first = trainer(tmp_path / "out", save_strategy="steps", save_steps=3, max_steps=3)
-    first.add_callback(LossDoctorCallback(first, run=run, every=1))
-    first.train()
-    second = trainer(tmp_path / "out")
-    second.add_callback(LossDoctorCallback(second, run=run, every=1))
-    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+def test_a_scaler_is_divided_out_and_a_step_it_skips_is_none(tmp_path: Path) -> None:
+    """The Trainer takes fp16 on a GPU alone; here its accelerator gets the scaler it would have there."""
+    doctors = []
+    # A fused optimizer is called at a step that is skipped, with gradients that are still scaled, and changes nothing.
+    for optim, scale in (("adamw_torch", None), ("adamw_torch", 2.0**10), ("adamw_torch_fused", 2.0**10)):
+        training = trainer(tmp_path, optim=optim)
+        training.add_callback(callback := LossDoctorCallback(training, heads=["a_head"], every=1, strict=True))
+        if scale is not None:
+            training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            overflow(training, at=STEPS - 1)
+        training.train()
+        assert callback.doctor is not None
+        doctors.append(callback.doctor)
+    assert [one.step for one in doctors] == [STEPS, STEPS - 1, STEPS]
+    for name in (name for name in doctors[0].run if name.startswith(KEYS) and not name.startswith("flow/")):
+        wanted, *found = (one.run[name].values[: STEPS - 1] for one in doctors)
+        assert all(each == pytest.approx(wanted, rel=1e-4, abs=1e-7) for each in found), name
+    assert doctors[2].run["step/a_head_update_ratio"].values[-1] == 0
+
+
+def overflow(training: Mine, at: int) -> None:
+    """Let the gradients of one step be infinite."""
+    compute, factors = training.compute_loss, torch.ones(STEPS)
+    factors[at] = torch.inf
+    training.compute_loss = lambda *args, **more: compute(*args, **more) * factors[training.state.global_step]
+
+
+def balanced() -> dict[str, Any]:
+    """Options of a Doctor whose balancer changes weights from the first step on."""
+    return {
+        "balance": RatioController(bands={"kl": (5.0, 6.0)}, warmup=0),
+        "kinds": {"a": "kl"},
+        "every": 1,
+        "strict": True,
+    }
+
+
+def test_training_from_a_checkpoint_is_that_without_a_break(tmp_path: Path) -> None:
+    """Bit for bit, with a balancer whose last change was still to be judged when the checkpoint was written."""
+    run, models, doctors = tmp_path / "run", [], []
+    for begin in (None, str(tmp_path / "out" / "checkpoint-3")):
+        # Asked for because of other callbacks; the Trainer then warns that it knows none of that name.
+        restore = {"restore_callback_states_from_checkpoint": begin is not None}
+        training = trainer(tmp_path / "out", save_strategy="steps", save_steps=3, drop=0.3, **restore)
+        callback = LossDoctorCallback(training, run=run, **balanced())
+        training.add_callback(callback)
+        training.train(resume_from_checkpoint=begin)
+        assert callback.doctor is not None
+        models.append(training.model.state_dict())
+        doctors.append(callback.doctor.state_dict())
+    kept = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text("utf-8"))
+    assert kept["stateful_callbacks"]["lossdoctor"]["step"] == 3
+    assert kept["stateful_callbacks"]["lossdoctor"]["balance"]["open"] is not None
+    assert kept["stateful_callbacks"]["lossdoctor"]["balance"]["factors"]["a"] != 1.0
+    assert doctors[0] == doctors[1]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert list(ld.Run.open(run)["grad/a"].steps) == list(range(STEPS))
+
+
+def test_a_checkpoint_of_a_training_that_was_not_measured(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "out", save_strategy="steps", save_steps=3, max_steps=3)
+    first.train()
+    second = trainer(tmp_path / "out", save_strategy="steps", save_steps=1)
+    second.add_callback(callback := LossDoctorCallback(second, **balanced()))
+    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert callback.doctor is not None
+    assert list(callback.doctor.run["grad/a"].steps) == [3, 4, 5]
+
+
+def test_a_training_that_begins_anew_after_an_error(tmp_path: Path) -> None:
+    """As auto_find_batch_size does it, in the same run."""
+    training = trainer(tmp_path)
+    training.add_callback(callback := LossDoctorCallback(training, run=tmp_path / "run", every=1, strict=True))
+    compute, calls = training.compute_loss, []
+
+    def once_too_large(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return compute(*args, **kwargs)
+
+    training.compute_loss = once_too_large
+    with pytest.raises(RuntimeError, match="out of memory"):
+        training.train()
+    training.train()
+    assert callback.doctor is not None
+    assert callback.doctor.step == STEPS
+    assert "backward" not in vars(training.accelerator)
+    assert list(ld.Run.open(tmp_path / "run")["grad/a"].steps) == list(range(STEPS))

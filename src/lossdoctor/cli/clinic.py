@@ -39,13 +39,13 @@ INTERRUPTED = 130
 @click.command("clinic")
 @click.option("--programs", metavar="NAME,..")
 @click.option("--faults", metavar="NAME,..")
-@click.option("--seeds", type=click.IntRange(min=1))
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N")
 @click.option("--out", type=click.Path(path_type=Path), default=HOME, metavar="DIR")
 @click.option("--left-out/--no-left-out", default=True)
 @click.option("--train/--no-train", default=True)
 @click.option("--fixes", is_flag=True)
-@click.option("--steps", type=click.IntRange(min=1))
+@click.option("--steps", type=click.IntRange(min=1), metavar="N")
 @global_options
 @click.pass_context
 def command(

@@ -17,6 +17,8 @@ _NOT_FIRST = "，。；：、？！）》”’…"
 """What no line begins with."""
 _NOT_LAST = "（《“‘"
 """What no line ends with."""
+_WHOLE = re.compile(r"(?<=\[)\w+(?=：)|\w(?=\w[。]|\w$)")
+"""What stays on one line with what follows it: the word of a default, and the last two characters of a sentence."""
 _GLUE = "\0"
 _MARKED = re.compile(rf"([^\x00-\u2e7f])[ {_GLUE}]?")
 
@@ -28,11 +30,12 @@ def _wide(character: str) -> bool:
 def _marked(text: str) -> str:
     """The text with a mark behind every wide character."""
     following = [*text[1:], ""]
+    whole = {place for found in _WHOLE.finditer(text) for place in range(*found.span())}
     return "".join(
         character
         if not _wide(character)
-        else character + (_GLUE if character in _NOT_LAST or (after and after in _NOT_FIRST) else " ")
-        for character, after in zip(text, following, strict=True)
+        else character + (_GLUE if at in whole or character in _NOT_LAST or (after and after in _NOT_FIRST) else " ")
+        for at, (character, after) in enumerate(zip(text, following, strict=True))
     )
 
 

@@ -25,7 +25,7 @@ GRACE = 2
 @click.command("serve")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT)
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, metavar="N")
 @click.option("--token", "guarded", is_flag=True)
 @click.option("--allow-host", "allowed", multiple=True, metavar="NAME")
 @global_options

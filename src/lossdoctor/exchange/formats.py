@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from lossdoctor.errors import UsageError, mismatch
-from lossdoctor.exchange import csv, jsonl, mlflow, tensorboard, trackio, wandb
+from lossdoctor.exchange import csv, jsonl, mlflow, swanlab, tensorboard, trackio, wandb
 from lossdoctor.exchange.source import Source, check_there, unreadable
 from lossdoctor.record import Record
 
@@ -27,7 +27,15 @@ class Format(Protocol):
 
 
 FORMATS: MappingProxyType[str, Format] = MappingProxyType(
-    {"wandb": wandb, "mlflow": mlflow, "trackio": trackio, "tensorboard": tensorboard, "jsonl": jsonl, "csv": csv}
+    {
+        "wandb": wandb,
+        "swanlab": swanlab,
+        "mlflow": mlflow,
+        "trackio": trackio,
+        "tensorboard": tensorboard,
+        "jsonl": jsonl,
+        "csv": csv,
+    }
 )
 """Every format by name. What is surer to be recognised goes before what many a file looks like."""
 
@@ -54,7 +62,7 @@ def recognise(path: Path) -> str:
     raise UsageError(
         mismatch(
             "This is no log that can be read.",
-            f"one of {', '.join(FORMATS)}; a folder with event files, a metrics.csv, a .wandb file or mlruns",
+            f"one of {', '.join(FORMATS)}; a folder with event files, metrics.csv, mlruns, a .wandb or .swanlab file",
             f"{path}, {_told(path, head)}",
             "choose the file or folder your tracker writes, or export the run as CSV with a column step",
         )

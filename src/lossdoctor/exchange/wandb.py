@@ -1,20 +1,18 @@
 """W&B's own file of a run, `run-<id>.wandb`, which every run leaves behind, also one that was offline.
 
-It is a log of records in blocks of 32 KiB, as LevelDB writes them, each piece with a checksum; a record is a protocol
-buffer. Read is what `run.log` was given; system metrics, media and summaries are not.
+It is a log of records in LevelDB's format; a record is a protocol buffer. Read is what `run.log` was given; system
+metrics, media and summaries are not.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lossdoctor.exchange import table
+from lossdoctor.exchange import leveldb, table
 from lossdoctor.exchange.jsonl import flat
 from lossdoctor.exchange.source import Notes, Source
 from lossdoctor.exchange.wire import BYTES, VARINT, fields, signed, text
@@ -22,10 +20,6 @@ from lossdoctor.record import Record
 from lossdoctor.sinks.naming import unescaped
 
 MAGIC = b":W&B\xe1\xbe\x00"
-BLOCK = 32768
-_PIECE = struct.Struct("<IHB")
-"""Checksum, size and kind, before the bytes of a piece."""
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _HISTORY, _ITEM, _STEP, _KEY, _NESTED, _VALUE = 2, 1, 2, 1, 2, 16
 """Numbers of fields: of the history in a record, of items and step in it, of key, nested key and JSON in an item."""
 
@@ -52,7 +46,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _rows(path: Path, notes: Notes) -> Iterator[table.Row]:
-    for record in _whole(path, notes):
+    for record in leveldb.whole(path, notes):
         try:
             history = [data for number, kind, _, data in fields(record) if (number, kind) == (_HISTORY, BYTES)]
             rows = [_row(one) for one in history]
@@ -85,40 +79,3 @@ def _item(item: bytes) -> tuple[str, object]:
         elif kind == BYTES and number == _VALUE:
             value = data
     return unescaped("/".join(nested) or key), json.loads(value)
-
-
-def _whole(path: Path, notes: Notes) -> Iterator[bytes]:
-    """Records, put together of their pieces. After damage the next block begins anew."""
-    pieces: list[bytes] = []
-    for kind, data in _pieces(path, notes):
-        if kind in (_MIDDLE, _LAST) and pieces:
-            pieces.append(data)
-            if kind == _LAST:
-                yield b"".join(pieces)
-                pieces = []
-            continue
-        notes.lost["damaged"] += bool(pieces)
-        pieces = [data] if kind == _FIRST else []
-        if kind == _FULL:
-            yield data
-
-
-def _pieces(path: Path, notes: Notes) -> Iterator[tuple[int, bytes]]:
-    """Pieces with their kind; one of kind 0 where something is missing, and at the end."""
-    with open(path, "rb") as file:
-        offset = 0
-        while block := file.read(BLOCK):
-            at = len(MAGIC) if offset == 0 else 0
-            while len(block) - at >= _PIECE.size:
-                checksum, size, kind = _PIECE.unpack_from(block, at)
-                data = block[at + _PIECE.size : at + _PIECE.size + size]
-                if len(data) < size or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-                    break
-                at += _PIECE.size + size
-                yield kind, data
-            # What is left is too short for a piece: padding of zeros in a whole block.
-            if at < len(block) < BLOCK or len(block) - at >= _PIECE.size:
-                notes.lost["bytes"] += len(block) - at
-                yield 0, b""
-            offset += len(block)
-    yield 0, b""
