@@ -24,7 +24,7 @@ from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.doctor.examination import Examination, randomness
 from lossdoctor.doctor.live import LiveDiagnosis, told
-from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
+from lossdoctor.doctor.meeting import IN_STEP, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.patient import Patient
 from lossdoctor.doctor.rollout import STEPS, Rollout
@@ -38,6 +38,7 @@ from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.compiled import keep_activations
 from lossdoctor.probe.differences import MODE, Again, Compute
+from lossdoctor.probe.in_step import InStep
 from lossdoctor.probe.parameters import check_heads, check_optimizers, unwrapped
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import Ranks, ranks_of
@@ -146,6 +147,7 @@ class Doctor:
         self._owed: frozenset[int] = frozenset()
         self._turns = 0
         sharded = any_sharded(self._patient.tops)
+        strange = unsupported(self._patient.look().parameters) if sharded else None
         mode = self._patient.mode
         # Nobody has the whole of a sharded gradient, and what several ranks find by differences is not added up yet.
         passed_over = (mode == "sketch" and sharded) or (mode == MODE and (sharded or ranks is not None))
@@ -153,7 +155,7 @@ class Doctor:
             self._patient.mode = "exact"
         facts = {
             **self._facts(),
-            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
+            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded, understood=strange is None)}),
             **(meta or {}),
             **({} if trial is None else trial.facts),
         }
@@ -166,7 +168,7 @@ class Doctor:
         self._meeting = None if ranks is None else self._met(ranks)
         self._compiling_ends = self._graphs_kept()
         if sharded:
-            self._sharded(list if ranks is None else ranks.summed)
+            self._sharded(ranks, strange)
         self._on_finding = on_finding
         self._live = LiveDiagnosis(lambda: self.run, self._found, self._live_failed) if live and rank == 0 else None
         self._begin_step()
@@ -199,11 +201,18 @@ class Doctor:
         self._schedule = together = Together(self._schedule)
         return Meeting(ranks, together, self._patient, self._out)
 
-    def _sharded(self, summed: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        self._patient.summed = summed
-        self._out.off.update(SHARDED_OFF)
-        if (why := unsupported(self._patient.look().parameters)) is not None:
-            self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
+    def _sharded(self, ranks: Ranks | None, strange: str | None) -> None:
+        """Each rank holds a part of every vector. strange: why it is not known which part."""
+        patient = self._patient
+        patient.summed = list if ranks is None else ranks.summed
+        patient.forwards = InStep(ranks).forwards
+        for role, watch in (("ema", patient.ema), ("teacher", patient.teacher)):
+            if watch is not None and watch.apart:
+                why = f"only one of the model and the {role} is sharded; give both to fully_shard"
+                self._out.event("passed_over", measurement=f"{role}/distance", reason=why)
+        if strange is not None:
+            self._out.off.update(IN_STEP)
+            self._out.failed("gradients", f"the model is sharded in a way that is not understood: {strange}")
 
     # What the user hands in
 
@@ -411,7 +420,7 @@ class Doctor:
         self._rolled_out = True
         with self._out.guard("endpoint"):
             t_ndim = 1 if self._last_flow is None else self._last_flow.t_like.ndim
-            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim)
+            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim, self._patient.forwards)
             values = rollout.measure(z0, z1, self._patient.tops, randomness(self._out.step, z0.device))
             self._out.deliver([Record(self._out.step, values)])
             self._out.describe(endpoint={**rollout.facts(), "samples": len(z0)})
@@ -461,11 +470,15 @@ class Doctor:
     def _close(self, *, rollout: bool, together: bool) -> None:
         if self._closed:
             return
+        rollout = rollout and not self._rolled_out and "endpoint" not in self._out.off and self._can_roll_out()
         if self._meeting is not None:
-            self._meeting.close(self._pending, together=together)
-        if rollout and not self._rolled_out and "endpoint" not in self._out.off:
+            wished = self._meeting.farewell(self._pending, wish=rollout) if together else False
+            rollout = rollout and (wished or self._patient.summed is None)
+        if rollout:
             with self._out.guard("endpoint"):
                 self._roll_out_last_batch()
+        if self._meeting is not None:
+            self._meeting.ranks.leave()
         with self._out.guard("record"):
             self._out.deliver(self._records(None))
         if self._live is not None:
@@ -638,13 +651,18 @@ class Doctor:
                 with self._out.guard("on_finding"):
                     self._on_finding(finding)
 
-    def _roll_out_last_batch(self) -> None:
+    def _can_roll_out(self) -> bool:
         batch = self._last_flow
-        if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
-            return
-        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim)
+        return batch is not None and all(part is not None for part in (batch.velocity, batch.z0, batch.z1))
+
+    def _roll_out_last_batch(self) -> None:
+        batch: Any = self._last_flow
+        forwards = self._patient.forwards
+        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim, forwards)
         seconds = rollout.seconds(batch, self._patient.tops)
+        if self._patient.summed is not None and self._meeting is not None:
+            seconds = self._meeting.longest(seconds)
         if seconds > _ROLLOUT_SECONDS:
             self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
             return
-        self.endpoint(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)
+        self.endpoint(batch.z0, batch.z1, batch.velocity, batch.cond, rollout.steps, t_source=batch.t_source)

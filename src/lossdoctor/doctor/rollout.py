@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,10 @@ STEPS = (8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """How a field is integrated. t_ndim: axes of the times it is called with; the others as in `Doctor.endpoint`."""
+    """How a field is integrated.
+
+    t_ndim: axes of the times it is called with. forwards: what extra forwards need. The others as in `Doctor.endpoint`.
+    """
 
     velocity: Velocity
     cond: Any
@@ -31,6 +34,7 @@ class Rollout:
     solver: str | metrics.endpoint.Sampler
     t_source: float
     t_ndim: int
+    forwards: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def measure(
         self, z0: Tensor, z1: Tensor, tops: Sequence[nn.Module], generator: torch.Generator
@@ -69,5 +73,6 @@ class Rollout:
     @contextmanager
     def _evaluation(self, tops: Sequence[nn.Module]) -> Iterator[None]:
         every = [*tops, *owner_of(self.velocity), *owner_of(self.solver)]
-        with neutrality.undisturbed(neutrality.every_module(every), None), neutrality.evaluation(every):
+        kept = neutrality.every_module(every)
+        with neutrality.undisturbed(kept, None, self.forwards), neutrality.evaluation(every):
             yield
