@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import functools
+import math
 import os
 import signal
 import sys
@@ -24,19 +26,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import lossdoctor as ld
+import lossdoctor.doctor.rollout
 import lossdoctor.probe.ranks
-from lossdoctor.probe.sharded import local
+from lossdoctor.probe.sharded import groups_of, local, state_of
 
 try:
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 except ImportError:  # torch 2.5 has it elsewhere, and for GPUs only
     fully_shard = None
 
-SECONDS = 240
+SECONDS = 420
 """After which everything is killed: a deadlock is a failure, not a hanging suite."""
 STEPS = 4
 BATCH = 12
 """Of all ranks together."""
+ROLLOUT = (2, 4)
 WEIGHTS = {"a": 1.0, "b": 0.5, "flow": 2.0}
 
 
@@ -80,7 +84,12 @@ def drawn(step: int, rank: int, shared: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def losses(model: nn.Module, x: Tensor, t: Tensor, which: str, noise: Tensor | None = None) -> dict[str, Tensor | None]:
     out = model(x, t, which)
-    velocity = lambda x_t, t, cond: model(x_t, t)["v"]  # noqa: E731
+
+    def velocity(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        if "broken" in which:
+            raise RuntimeError("before it asks the model")
+        return model(x_t, t)["v"]
+
     ld.flow(out["v"], -x, t, x_t=x, z0=torch.zeros_like(x), z1=x, cond=x[:, :1], velocity=velocity)
     if noise is not None:
         mu, logvar = 0.3 * x, torch.full_like(x, -2.0)
@@ -96,7 +105,63 @@ def losses(model: nn.Module, x: Tensor, t: Tensor, which: str, noise: Tensor | N
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
     tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters())]
     moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-    return [None if t is None else local(t.detach()).clone() for t in [*tensors, *moments, torch.get_rng_state()]]
+    kept = [*tensors, *moments, torch.get_rng_state(), traces(model)]
+    return [None if t is None else local(t.detach()).clone() for t in kept]
+
+
+def traces(model: nn.Module) -> Tensor:
+    """Of every part given to `fully_shard`: what it holds between steps, and the forwards that it remembers."""
+    states = [state for part in model.modules() if (state := state_of(part)) is not None]
+    found = [
+        (group.is_sharded, len(group._post_forward_indices), len(state._comm_ctx.post_forward_order))
+        for state in states
+        for group in groups_of(state)
+    ]
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def sharded(core: Net, size: int, shard: str, half: bool) -> None:
+    """`fully_shard` in one of the ways a program names."""
+    options: dict[str, Any] = {"reshard_after_forward": shard == "again"}
+    if shard == "hybrid":
+        options["mesh"] = init_device_mesh("cpu", (1, size), mesh_dim_names=("copy", "part"))
+    if half:
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for part in (core.body, core.a_head, core.flow_head, core):
+        fully_shard(part, **options)
+
+
+def watched(doctor: ld.Doctor, sent: list[tuple[int, int]]) -> None:
+    """Note the step and the length of every vector that is added up over the ranks."""
+    ranks = doctor._meeting.ranks
+    add_up = ranks._add_up
+
+    def noted(vector: Tensor) -> None:
+        sent.append((doctor.step, vector.numel()))
+        add_up(vector)
+
+    ranks._add_up = noted  # type: ignore[method-assign]
+
+
+def field_of(model: nn.Module) -> Any:
+    """The velocity, with times of any shape."""
+    return lambda x, t, cond: model(x, t.reshape(-1, 1))["v"]
+
+
+def more_often(rank: int) -> Any:
+    """A sampler that asks the field once more on every further rank."""
+
+    def sampler(velocity: Any, z: Tensor, cond: Any, steps: int) -> Tensor:
+        for k in range(steps + rank):
+            z = z + velocity(z, torch.full((len(z),), k / (steps + rank)), cond) / steps
+        return z
+
+    return sampler
+
+
+def step_at_once(optimizer: torch.optim.Optimizer, p: Tensor) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def train(
@@ -124,48 +189,74 @@ def train(
     gradients: str = "exact",
     width: int = 16,
     balance: str | None = None,
+    ema: bool = False,
+    half: bool = False,
+    turns: bool = False,
+    in_backward: bool = False,
+    out_of_step: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     core = Net(norm, width)
     model: nn.Module = core
     if size > 1 and shard is not None:
-        shape = (
-            {"mesh": init_device_mesh("cpu", (1, size), mesh_dim_names=("copy", "part"))} if shard == "hybrid" else {}
-        )
-        for part in (core.body, core.a_head, core.flow_head, core):
-            fully_shard(part, reshard_after_forward=shard == "again", **shape)
+        sharded(core, size, shard, half)
     elif size > 1 and wrap:
         model = DistributedDataParallel(core, **options)
+    slow = None
+    if ema:
+        torch.manual_seed(0)
+        slow = Net(norm, width).requires_grad_(False)
+        if size > 1 and shard is not None:
+            sharded(slow, size, shard, half)
     teacher = None
     if own_teacher:
         torch.manual_seed(rank)
         teacher = Net(norm).requires_grad_(False)
     scale = nn.Parameter(torch.ones(4))
     trained = [*core.parameters(), *([scale] if outside else [])]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    parts = [[p] for p in trained] if in_backward else [trained]
+    if turns:
+        heads = list(core.a_head.parameters())
+        ids = set(map(id, heads))
+        parts = [[p for p in trained if id(p) not in ids], heads]
+    optimizers = [torch.optim.AdamW(part, lr=1e-2) for part in parts]
+    if in_backward:
+        for p, optimizer in zip(trained, optimizers, strict=True):
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(functools.partial(step_at_once, optimizer))
     doctor = None
     if run is not None and (on is None or rank in on):
         doctor = ld.Doctor(
             core if inner else model,
-            optimizer,
+            optimizers,
             run=run,
             heads={"a_head": core.a_head},
             teacher=teacher,
+            ema=slow,
             every=every,
             gradients=gradients,
             balance=balance,
             live=False,
         )
     states, rets, share = [], [], BATCH // size // micro
+    sent: list[tuple[int, int]] = []
+    if doctor is not None and doctor._meeting is not None:
+        watched(doctor, sent)
     for step in range(steps):
         if doctor is not None and fails == rank and step == 2:
             doctor._patient.linearity = None  # type: ignore[assignment]
         if doctor is not None and leaves == rank and step == 2:
             doctor.close()
+        if doctor is not None and out_of_step is not None:
+            if step == 1:
+                ends = batch(step, slice(0, 4))[0]
+                doctor.endpoint(ends, ends, field_of(model), solver=more_often(rank), steps=(2,))
+            if out_of_step == rank and step == 2:
+                doctor._patient.updates = None  # type: ignore[assignment]
         for m in range(micro):
             first = (m * size + rank) * share
-            kind = which[step % len(which)]
+            kind = which[step % len(which)] + (" broken" if out_of_step == rank and step == 2 else "")
             if shared is None:
                 found = losses(model, *batch(step, slice(first, first + share)), kind)
             else:
@@ -185,14 +276,26 @@ def train(
                 if p.grad is not None:
                     dist.all_reduce(p.grad)
                     p.grad /= size
-        nn.utils.clip_grad_norm_(core.parameters(), 0.5)
-        optimizer.step()
-        states.append(state(core, optimizer))
+        if not in_backward:
+            nn.utils.clip_grad_norm_(core.parameters(), 0.5)
+            for optimizer in optimizers[step % 2 :] if turns else optimizers:
+                optimizer.step()
+        if slow is not None:
+            with torch.no_grad():
+                for s, p in zip(slow.parameters(), core.parameters(), strict=True):
+                    s.lerp_(p, 0.1)
+        states.append([one for optimizer in optimizers for one in state(core, optimizer)])
         rets.append({} if doctor is None else dict(doctor.ret))
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
     if doctor is not None:
         doctor.close(rollout=rollout)
-    return {"states": states, "rets": rets, "balance": {} if doctor is None else doctor.state_dict().get("balance")}
+    return {
+        "states": states,
+        "rets": rets,
+        "sent": sent,
+        "balance": {} if doctor is None else doctor.state_dict().get("balance"),
+    }
 
 
 UNUSED = {"which": ("ab", "a", "b"), "find_unused_parameters": True}
@@ -216,10 +319,16 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "only_rank_0": {"on": (0,)},
     "fails": {"fails": 1},
     "leaves": {"leaves": 1},
-    "sharded": {"shard": "once"},
-    "resharded": {"shard": "again"},
+    "sharded": {"shard": "once", "ema": True, "rollout": True},
+    "resharded": {"shard": "again", "ema": True},
+    "sharded_norm": {"shard": "once", "norm": True},
+    "sharded_half": {"shard": "again", "half": True},
+    "sharded_turns": {"shard": "again", "turns": True},
+    "sharded_in_backward": {"shard": "once", "in_backward": True},
     "sharded_micro": {"shard": "again", "micro": 3},
     "sharded_unsynced": {"shard": "once", "micro": 3, "no_sync": False},
+    "sharded_out_of_step": {"shard": "again", "out_of_step": 1},
+    "in_backward": {"in_backward": True},
     "hybrid": {"shard": "hybrid"},
     "sketched": SKETCHED,
     "sketched_no_sync": {**SKETCHED, "micro": 3},
@@ -258,6 +367,9 @@ def settings(name: str, rank: int) -> dict[str, Any]:
 
 def main(rank: int, size: int, folder: Path, names: list[str]) -> None:
     lossdoctor.probe.ranks.PATIENCE = 12.0
+    # A rollout that is short, and made however slow the machine is.
+    lossdoctor.doctor.rollout.STEPS = ROLLOUT
+    lossdoctor.doctor.rollout.ROLLOUT_SECONDS = math.inf
     # A hanging program must end the test, not outlive it.
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=40))

@@ -1,15 +1,14 @@
-"""Balancing where training is not one plain backward: accumulation, mixed precision, compiled, on several ranks."""
+"""Balancing where training is not one plain backward: accumulation, mixed precision, compiled.
+
+Several ranks are in `test_ranks.py`, where they are at hand.
+"""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from torch import Tensor, nn
 
 import lossdoctor as ld
 from lossdoctor.treat import Advice, Balancer, Measured
-
-PROGRAM = Path(__file__).with_name("ranks_program.py")
-spec = importlib.util.spec_from_file_location("ranks_program_balanced", PROGRAM)
-assert spec is not None
-assert spec.loader is not None
-program = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(program)
 
 WRONG = {"flow": 1.0, "dino": 30.0, "kl": 0.002}
 
@@ -165,51 +157,3 @@ def test_a_change_is_judged_across_a_checkpoint(model: Model, cut: int) -> None:
     assert "rolled back" in kept["balance"]["off"]
     assert same(model, other)
     assert whole["balance/flow"].values[-1] == rest["balance/flow"].values[-1] == 1.0
-
-
-# Two ranks
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    names = [name for name, setting in program.PROGRAMS.items() if "balance" in setting and program.possible(name)]
-    command = [sys.executable, str(PROGRAM), "2", str(folder), *names]
-    sound = subprocess.run(command, timeout=program.SECONDS + 30).returncode == 0
-    assert sound, "\n".join(path.read_text() for path in sorted(folder.glob("told.*")))
-
-    def outcome(name: str) -> list[dict[str, Any]]:
-        if not program.possible(name):
-            pytest.skip("this torch shards parameters on GPUs only")
-        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True)["on"] for rank in range(2)]
-
-    return outcome
-
-
-BALANCED = ["balanced", "balanced_micro", "balanced_pcgrad", "balanced_sharded"]
-
-
-@pytest.mark.parametrize("name", BALANCED)
-def test_all_ranks_come_to_the_same_factors_as_one_process(
-    ranks: Callable[[str], list[dict[str, Any]]], name: str, tmp_path: Path
-) -> None:
-    mine, other = ranks(name)
-    assert mine["balance"] == other["balance"], "to the last bit, the balancer's memory included"
-    assert any(factor != 1.0 for factor in mine["balance"]["factors"].values())
-    alone = program.train(tmp_path / "alone", 0, 1, **program.settings(name, 0))
-    for loss, factor in alone["balance"]["factors"].items():
-        assert mine["balance"]["factors"][loss] == pytest.approx(factor, rel=0.02)
-
-
-@pytest.mark.parametrize("name", BALANCED)
-def test_the_weights_of_all_ranks_stay_the_same(ranks: Callable[[str], list[dict[str, Any]]], name: str) -> None:
-    mine, other = ranks(name)
-    for a, b in zip(mine["rets"], other["rets"], strict=True):
-        for key in a:
-            if key.startswith(("balance/", "weight/")):
-                assert a[key] == b[key], key
-    if "sharded" in name:
-        return  # each has its own part
-    count = len(list(program.Net().state_dict()))
-    for a, b in zip(mine["states"][-1][:count], other["states"][-1][:count], strict=True):
-        assert torch.equal(a, b)

@@ -134,3 +134,5 @@ def test_a_reentrant_checkpoint_is_refused_only_where_grad_has_other_readers() -
     assert "DistributedDataParallel" in str(reentrant.refusal([plain], several=True))
     assert "optimizer in the backward" in str(reentrant.refusal([plain, read], several=False))
     assert free.refusal([plain, read], several=True) is None
+    assert "ordinary backwards only" in str(free.refusal([plain, read], several=False, sharded=True))
+    assert free.refusal([plain], several=False, sharded=True) is None

@@ -243,11 +243,15 @@ class Course:
 
     def close(self, *, rollout: bool, together: bool) -> None:
         """Nothing is measured any more; what is still to be recorded is. As `Doctor.close`; together: on all ranks."""
+        rollout = rollout and self._rollouts.possible
         if self._meeting is not None:
-            self._meeting.close(self.pending, together=together)
-        if rollout and not self._rollouts.done and "endpoint" not in self._out.off:
+            wished = self._meeting.farewell(self.pending, wish=rollout) if together else False
+            rollout = rollout and (wished or self._patient.summed is None)
+        if rollout:
             with self._out.guard("endpoint"):
-                self.ret = {**self.ret, **self._rollouts.of_last_batch()}
+                self.ret = {**self.ret, **self._rollouts.of_last_batch(self._longest)}
+        if self._meeting is not None:
+            self._meeting.ranks.leave()
         with self._out.guard("record"):
             self._out.deliver(self._records(None))
         if self._alerts is not None:
@@ -255,6 +259,12 @@ class Course:
         if self._trial is not None:
             self._out.describe(**self._trial.facts)
         self.closed = True
+
+    def _longest(self, seconds: float) -> float:
+        """What takes this rank so many seconds takes so many where every rank has to wait for the others."""
+        if self._meeting is None or self._patient.summed is None:
+            return seconds
+        return self._meeting.longest(seconds)
 
     def _records(self, examination: Examination | None) -> list[Record]:
         """Pending scalars and the readings of a due step, through one copy to the host, one record per step."""

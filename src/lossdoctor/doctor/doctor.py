@@ -22,7 +22,7 @@ from lossdoctor import metrics
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.doctor.course import Course
 from lossdoctor.doctor.live import Alerts
-from lossdoctor.doctor.meeting import SHARDED_OFF, Meeting, whose
+from lossdoctor.doctor.meeting import IN_STEP, Meeting, whose
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.patient import Patient
 from lossdoctor.doctor.rollout import STEPS, Rollouts
@@ -34,8 +34,9 @@ from lossdoctor.probe import observe
 from lossdoctor.probe.audit import Auditor
 from lossdoctor.probe.compiled import keep_activations
 from lossdoctor.probe.differences import MODE, Compute
+from lossdoctor.probe.in_step import InStep
 from lossdoctor.probe.parameters import check_heads, check_optimizers
-from lossdoctor.probe.ranks import ranks_of
+from lossdoctor.probe.ranks import Ranks, ranks_of
 from lossdoctor.probe.schedule import Every, Schedule, Settling, Together, schedule
 from lossdoctor.probe.sharded import any_sharded, unsupported
 from lossdoctor.probe.sketch import checked_mode
@@ -117,6 +118,7 @@ class Doctor:
             due = Settling(due.n)
         rank = 0 if ranks is None else ranks.rank
         sharded = any_sharded(self._patient.tops)
+        strange = unsupported(self._patient.look().parameters) if sharded else None
         mode = self._patient.mode
         # Nobody has the whole of a sharded gradient, and what several ranks find by differences is not added up yet.
         passed_over = (mode == "sketch" and sharded) or (mode == MODE and (sharded or ranks is not None))
@@ -126,7 +128,7 @@ class Doctor:
             **provenance(),
             **self._patient.facts(),
             "schedule": repr(due),
-            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded)}),
+            **({} if ranks is None else {"ranks": whose(ranks.size, sharded=sharded, understood=strange is None)}),
             **(meta or {}),
             **({} if trial is None else trial.facts),
         }
@@ -139,7 +141,7 @@ class Doctor:
         self._meeting = None if ranks is None else Meeting(ranks, Together(due), self._patient, self._out)
         self._compiling_ends = self._graphs_kept()
         if sharded:
-            self._sharded(list if ranks is None else ranks.summed)
+            self._sharded(ranks, strange)
         self._rollouts = Rollouts(self._patient, self._out)
         self._course = Course(
             self._patient,
@@ -161,11 +163,18 @@ class Doctor:
             self._out.off.add("gradients")
         return None if self._patient.mode in ("off", MODE) else keep_activations()
 
-    def _sharded(self, summed: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        self._patient.summed = summed
-        self._out.off.update(SHARDED_OFF)
-        if (why := unsupported(self._patient.look().parameters)) is not None:
-            self._out.failed("gradients", f"the model is sharded in a way that is not understood: {why}")
+    def _sharded(self, ranks: Ranks | None, strange: str | None) -> None:
+        """Each rank holds a part of every vector. strange: why it is not known which part."""
+        patient = self._patient
+        patient.summed = list if ranks is None else ranks.summed
+        patient.forwards = InStep(ranks).forwards
+        for role, watch in (("ema", patient.ema), ("teacher", patient.teacher)):
+            if watch is not None and watch.apart:
+                why = f"only one of the model and the {role} is sharded; give both to fully_shard"
+                self._out.event("passed_over", measurement=f"{role}/distance", reason=why)
+        if strange is not None:
+            self._out.off.update(IN_STEP)
+            self._out.failed("gradients", f"the model is sharded in a way that is not understood: {strange}")
 
     # What the user hands in
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -23,8 +23,9 @@ from lossdoctor.probe.ledger import Ledger
 from lossdoctor.probe.obstacles import Obstacles, obstacles
 from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
-from lossdoctor.probe.snapshot import Gradients, Snapshot
-from lossdoctor.probe.updates import UpdateWatch
+from lossdoctor.probe.snapshot import Gradients, Shadow, Snapshot
+from lossdoctor.probe.stepping import inside_backward
+from lossdoctor.probe.updates import ShadowWatch, UpdateWatch
 from lossdoctor.probe.wrapped import must_wait
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ Readings = dict[str, "Tensor | Maybe"]
 _LINEARITY = "linearity error"
 _DOUBT = "doubt of a sketch/"
 _SUM = "sum of shares"
+_FAILURES = "ranks that failed"
 _GRADIENT_KEYS = ("grad/", "grad_weighted/", "grad_share/", "grad_cos/", "grad_module/", "descent/")
+_STEP_KEYS = ("step/", "descent/", "grad/clip_ratio")
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class Examination:
     calls: list[tuple[Again, dict[str, float]]] = field(default_factory=list)
     _ledger: Ledger | None = None
     _watch: UpdateWatch | None = None
+    _together: frozenset[str] = frozenset()
     _witness: nn.Parameter | None = None
     _ema_version: int = 0
 
@@ -127,9 +131,14 @@ class Examination:
             return None
         with self.out.guard("gradients"):
             found = obstacles(losses.values())
-            parameters = self.patient.look().parameters if found.reentrant else ()
-            several = self.patient.several and self.patient.summed is None
-            why = found.refusal(parameters, several=several, spoiled=self.patient.belongings.restored)
+            sharded = self.patient.summed is not None
+            parameters = self.patient.look().parameters if found.reentrant or sharded else ()
+            why = found.refusal(
+                parameters,
+                several=self.patient.several and not sharded,
+                sharded=sharded,
+                spoiled=self.patient.belongings.restored,
+            )
             if why is None:
                 return found
             self.pass_over(why)
@@ -169,6 +178,26 @@ class Examination:
     def ledger(self) -> Ledger | None:
         """The gradients of the step, until they are settled; None when they are not measured."""
         return self._ledger
+
+    def wishes(self) -> list[str]:
+        """What all ranks have to do at once where parameters are sharded, and this one is ready for."""
+        handed = self.capture.flows[-1:]
+        asks = any(flow.velocity is not None and flow.x_t is not None and flow.x_t.numel() > 0 for flow in handed)
+        slow = {"ema": self.patient.ema, "teacher": self.patient.teacher}
+        ready = {"probes": asks, "steps": True}
+        ready.update({role: watch is not None and watch.sharded and watch.armed for role, watch in slow.items()})
+        return [what for what, is_ready in ready.items() if is_ready and what not in self.out.off]
+
+    def agree(self, wishes: Sequence[Collection[str]]) -> None:
+        """Take in the wishes of all ranks: what one of them is not ready for, none does."""
+        all_of_them = frozenset[str]().union(*wishes)
+        self._together = all_of_them.intersection(*wishes)
+        for what in sorted(all_of_them - self._together - self.out.off):
+            self.out.pass_over(what, "one of the ranks is not ready for it, and on shards all of them measure at once")
+
+    def _may(self, what: str) -> bool:
+        """Whether a measurement does not need other ranks, or has them."""
+        return self.patient.summed is None or not self.patient.several or what in self._together
 
     def pass_over(self, why: str) -> None:
         """Leave the gradients of this step out."""
@@ -219,7 +248,9 @@ class Examination:
         self.snapshot = Snapshot(
             randomness=functools.partial(randomness, self.out.step),
             # Bound, not a closure: one would hold this examination, and it all gradients, until the next collection.
-            undisturbed=functools.partial(neutrality.undisturbed, modules, self.capture.autocast),
+            undisturbed=functools.partial(
+                neutrality.undisturbed, modules, self.capture.autocast, self.patient.forwards
+            ),
             batch_coupled=neutrality.batch_coupled(modules),
             stochastic=neutrality.stochastic(modules),
             flow=flow,
@@ -230,10 +261,15 @@ class Examination:
             kl_weight=self.patient.of_kind("kl", weights),
             distill_loss=self._as_trained("distill", losses, joined=_joined(distill, self.capture.distills)),
             velocity_loss=self._as_trained("velocity", losses, joined=_joined(flow, self.capture.flows)),
-            ema=self.patient.ema.settle() if self.patient.ema else None,
-            teacher=self.patient.teacher.settle() if self.patient.teacher else None,
+            ema=self._followed("ema", self.patient.ema),
+            teacher=self._followed("teacher", self.patient.teacher),
         )
         self._measure(metrics.BEFORE_STEP)
+
+    def _followed(self, role: str, watch: ShadowWatch | None) -> Shadow | None:
+        if watch is None or not watch.sharded or self.patient.summed is None:
+            return None if watch is None else watch.settle()
+        return watch.settle(self.patient.summed) if self._may(role) else None
 
     def _by_differences(self, ledger: Ledger, gradients: Gradients) -> Gradients:
         """The same, with the slope of each loss along the total gradient."""
@@ -250,7 +286,9 @@ class Examination:
         return replace(gradients, slopes=unscaled)
 
     def _audit(self) -> None:
-        if "audit" not in self.out.off:
+        # In the middle of a backward the modules hold whole parameters, and the optimizers shards of them.
+        hidden = self.patient.summed is not None and inside_backward()
+        if "audit" not in self.out.off and not hidden:
             with self.out.guard("audit"):
                 facts = self.patient.auditor.news(self.capture.autocast, self.backwards, self.ema_between)
                 if facts is not None:
@@ -263,7 +301,7 @@ class Examination:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Remember what the optimizer is about to change."""
-        if "steps" in self.out.off:
+        if "steps" in self.out.off or not self._may("steps"):
             return
         with self.out.guard("steps"):
             if self._watch is None:
@@ -275,9 +313,16 @@ class Examination:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """See what it changed."""
-        if self._watch is not None:
+        if self._watch is None:
+            return
+        if "steps" not in self.out.off:
             with self.out.guard("steps"):
                 self._watch.after_step(optimizer)
+        if self.patient.summed is not None:
+            with self.out.guard("steps"):
+                gradients = None if self.snapshot is None else self.snapshot.gradients
+                sound = "steps" not in self.out.off
+                self._watch.join(optimizer, self._ledger, gradients, self.patient.summed, sound=sound)
 
     def finish(self) -> Readings:
         """All readings of the step, still on their device."""
@@ -285,6 +330,8 @@ class Examination:
             with self.out.guard("steps"):
                 updates = self._watch.settle(self._ledger, self.snapshot.gradients)
                 self.snapshot = replace(self.snapshot, updates=updates)
+                if self._watch.failures is not None:
+                    self.readings[_FAILURES] = self._watch.failures
         self._measure(metrics.AFTER_STEP)
         return self.readings
 
@@ -294,6 +341,8 @@ class Examination:
         doubts = {int(key.split("/")[1]): measured.pop(key) for key in list(measured) if key.startswith(_DOUBT)}
         if not abs(measured.pop(_SUM, 1.0) - 1.0) <= metrics.gradients.ADD_UP:
             self.out.pass_over("gradients", DISAGREE)
+        if measured.pop(_FAILURES, 0.0):
+            measured = {key: value for key, value in measured.items() if not key.startswith(_STEP_KEYS)}
         if self._ledger is None:
             return measured
         if self._ledger.scale is not None and not math.isfinite(measured.get("grad/total", 0.0)):
@@ -313,7 +362,8 @@ class Examination:
 
     def _measure(self, families: Mapping[str, metrics.Family]) -> None:
         for name, family in families.items():
-            if name not in self.out.off and self.snapshot is not None:
+            alone = name != "probes" or self._may(name)
+            if name not in self.out.off and self.snapshot is not None and alone:
                 with self.out.guard(name):
                     self.readings.update(family(self.snapshot))
 

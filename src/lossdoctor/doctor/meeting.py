@@ -31,6 +31,7 @@ from lossdoctor.probe.parameters import names_of
 from lossdoctor.probe.pending import Pending, by_step
 from lossdoctor.probe.ranks import PATIENCE, Ranks
 from lossdoctor.probe.schedule import Together
+from lossdoctor.probe.stepping import inside_backward
 
 Message = dict[str, Any]
 Losses = dict[str, float]
@@ -42,13 +43,16 @@ INPUTS = "inputs of the ranks"
 FAREWELL = 10.0
 """Seconds a rank that closes its Doctor waits for the others to do so too."""
 
-SHARDED_OFF = ("steps", "probes", "endpoint")
-"""Not measured on sharded parameters yet: what an optimizer does to shards, and forwards beyond the training's own,
-which leave whole parameters behind that the next step would take for its own."""
+IN_STEP = ("steps", "probes", "endpoint")
+"""What all ranks measure at once, or none, where parameters are sharded; nobody does where it is not known how."""
+IN_BACKWARD = "an optimizer steps inside the backward, where the ranks cannot meet; step after the backward"
 
 
-def whose(size: int, *, sharded: bool) -> dict[str, Any]:
-    """What meta.json says of several ranks: which values are of the global batch, and which of a rank's own."""
+def whose(size: int, *, sharded: bool, understood: bool = True) -> dict[str, Any]:
+    """What meta.json says of several ranks: which values are of the global batch, and which of a rank's own.
+
+    understood: whether the way in which parameters are sharded is one that can be measured.
+    """
     found = {
         "losses": "global",
         "gradients": "global",
@@ -56,7 +60,7 @@ def whose(size: int, *, sharded: bool) -> dict[str, Any]:
         "ranks": "global",
         **dict.fromkeys(("velocity", "posterior", "distillation", "probes", "endpoint"), "own"),
     }
-    return {"size": size, "sharded": sharded, **found, **(dict.fromkeys(SHARDED_OFF, "off") if sharded else {})}
+    return {"size": size, "sharded": sharded, **found, **({} if understood else dict.fromkeys(IN_STEP, "off"))}
 
 
 class Meeting:
@@ -86,24 +90,35 @@ class Meeting:
         if self.alone or self._last == self._out.step or (self._met and examination is None):
             return
         self._last = self._out.step
-        with self._out.guard(GLOBAL):
-            self._hold(examination, pending)
+        if inside_backward():
+            self._out.failed(GLOBAL, IN_BACKWARD)
+        else:
+            with self._out.guard(GLOBAL):
+                self._hold(examination, pending)
         self._leave_if_alone(examination)
 
-    def close(self, pending: Pending, *, together: bool) -> None:
-        """Average the loss values that still wait, if the others close too, and leave."""
-        if together and self._met and not self.alone:
-            losses = _losses(pending)
-            try:
-                messages, each = self._exchange({"closing": True, "step": self._out.step}, losses, FAREWELL)
-                if not all(one.get("closing") for one in messages):
-                    raise ConnectionError("another rank has not closed its Doctor")
-                losses = _mean(each)
-            except Exception as error:
-                # Often as it must be: a rank may stop early. What it trained until then is recorded.
-                self._out.event("passed_over", measurement="losses of the last steps", reason=str(error))
-            _put_back(pending, losses)
-        self.ranks.leave()
+    def farewell(self, pending: Pending, *, wish: bool) -> bool:
+        """Average the loss values that still wait, if the others close too. Whether all of them have this wish."""
+        if not self._met or self.alone:
+            return False
+        wished = False
+        losses = _losses(pending)
+        try:
+            mine = {"closing": True, "step": self._out.step, "wish": wish}
+            messages, each = self._exchange(mine, losses, FAREWELL)
+            if not all(one.get("closing") for one in messages):
+                raise ConnectionError("another rank has not closed its Doctor")
+            losses = _mean(each)
+            wished = all(one["wish"] for one in messages)
+        except Exception as error:
+            # Often as it must be: a rank may stop early. What it trained until then is recorded.
+            self._out.event("passed_over", measurement="losses of the last steps", reason=str(error))
+        _put_back(pending, losses)
+        return wished
+
+    def longest(self, seconds: float) -> float:
+        """Of what the ranks measured by their clocks, so that all decide alike. Every rank must call this."""
+        return max(map(float, self.ranks.gather(repr(seconds).encode())))
 
     def _hold(self, examination: Examination | None, pending: Pending) -> None:
         step, ledger = self._out.step, None if examination is None else examination.ledger
@@ -116,6 +131,7 @@ class Meeting:
             "gradients": None if ledger is None else layout(ledger),
             "weights": {role: linalg.fingerprint(tensors) for role, tensors in self._weights().items()},
             "inputs": {},
+            "wishes": [] if examination is None else examination.wishes(),
         }
         if examination is not None and INPUTS not in self._out.off:
             with self._out.guard(INPUTS):
@@ -136,6 +152,8 @@ class Meeting:
         self.schedule.agree(step, messages[0]["due"], messages[0]["ahead"])
         self._switch_off(messages)
         if examination is not None:
+            if self._patient.summed is not None:
+                examination.agree([one["wishes"] for one in messages])
             self._global(examination, messages, apart)
             for name, value in {**far, **self._likeness.inputs([one["inputs"] for one in messages])}.items():
                 pending.add(step, name, value)
@@ -197,9 +215,10 @@ class Meeting:
         return far, differs
 
     def _switch_off(self, messages: Sequence[Message]) -> None:
-        failed = [r for r, one in enumerate(messages) if "gradients" in one["off"]]
-        if failed and "gradients" not in self._out.off:
-            self._out.failed("gradients", f"switched off on rank {', '.join(map(str, failed))}")
+        for what in ("gradients", *(IN_STEP if self._patient.summed is not None else ())):
+            failed = [r for r, one in enumerate(messages) if what in one["off"]]
+            if failed and what not in self._out.off:
+                self._out.failed(what, f"switched off on rank {', '.join(map(str, failed))}")
 
     def _global(self, examination: Examination, messages: Sequence[Message], apart: bool) -> None:
         if "gradients" in self._out.off:
@@ -243,7 +262,7 @@ class Meeting:
     def _leave_if_alone(self, examination: Examination | None) -> None:
         if self.alone:
             self.schedule.forget()
-            self._out.off.add("gradients")
+            self._out.off.update(("gradients", *(IN_STEP if self._patient.summed is not None else ())))
             self._out.describe(ranks_lost_at=self._out.step)
             if examination is not None:
                 examination.pass_over("the other ranks are gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,7 +36,8 @@ class Patient:
     auditor: looks at optimizers, memory, modes and dtypes, as rarely. mode: how gradients are measured, "exact",
     "sketch" or "off". exact: ids of parameters that are not sketched even so. gradients, updates: memory for copies
     that is used again at every due step. several: whether other ranks train the same model; wrappers: what they train
-    it with. summed: when the parameters are sharded, adds inner products up over the ranks.
+    it with. summed: when the parameters are sharded, adds inner products up over the ranks; forwards: and what extra
+    forwards then need.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Patient:
     several: bool = False
     wrappers: tuple[DistributedDataParallel, ...] = ()
     summed: Callable[[list[Tensor]], list[Tensor]] | None = None
+    forwards: Callable[[], AbstractContextManager[object]] = nullcontext
     _map: ParameterMap | None = None
     _sign: tuple[Any, ...] = ()
     _everything: tuple[nn.Parameter, ...] = ()

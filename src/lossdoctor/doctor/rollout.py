@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,10 @@ ROLLOUT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """How a field is integrated. t_ndim: axes of the times it is called with; the others as in `Doctor.endpoint`."""
+    """How a field is integrated.
+
+    t_ndim: axes of the times it is called with. forwards: what extra forwards need. The others as in `Doctor.endpoint`.
+    """
 
     velocity: Velocity
     cond: Any
@@ -36,6 +39,7 @@ class Rollout:
     solver: str | metrics.endpoint.Sampler
     t_source: float
     t_ndim: int
+    forwards: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def measure(
         self, z0: Tensor, z1: Tensor, tops: Sequence[nn.Module], generator: torch.Generator
@@ -74,7 +78,8 @@ class Rollout:
     @contextmanager
     def _evaluation(self, tops: Sequence[nn.Module]) -> Iterator[None]:
         every = [*tops, *owner_of(self.velocity), *owner_of(self.solver)]
-        with neutrality.undisturbed(neutrality.every_module(every), None), neutrality.evaluation(every):
+        kept = neutrality.every_module(every)
+        with neutrality.undisturbed(kept, None, self.forwards), neutrality.evaluation(every):
             yield
 
 
@@ -102,20 +107,31 @@ class Rollouts:
         self.done = True
         with self._out.guard("endpoint"):
             t_ndim = 1 if self.last is None else self.last.t_like.ndim
-            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim)
+            rollout = Rollout(velocity, cond, tuple(steps), solver, t_source, t_ndim, self._patient.forwards)
             values = rollout.measure(z0, z1, self._patient.tops, randomness(self._out.step, z0.device))
             self._out.deliver([Record(self._out.step, values)])
             self._out.describe(endpoint={**rollout.facts(), "samples": len(z0)})
         return values
 
-    def of_last_batch(self) -> dict[str, float]:
-        """The same of the last measured batch, if it has both ends and the velocity and would not take too long."""
+    @property
+    def possible(self) -> bool:
+        """Whether `of_last_batch` is still to be measured and has what it needs: both ends and the velocity."""
         batch = self.last
-        if batch is None or batch.velocity is None or batch.z0 is None or batch.z1 is None:
-            return {}
-        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim)
-        seconds = rollout.seconds(batch, self._patient.tops)
+        whole = batch is not None and all(part is not None for part in (batch.velocity, batch.z0, batch.z1))
+        return whole and not self.done and "endpoint" not in self._out.off
+
+    def of_last_batch(self, longest: Callable[[float], float]) -> dict[str, float]:
+        """The same of the last measured batch, where that is `possible`, unless it would take too long.
+
+        longest: from the seconds it would take this rank to those it would take the slowest.
+        """
+        batch: Any = self.last
+        forwards = self._patient.forwards
+        rollout = Rollout(batch.velocity, batch.cond, STEPS, "euler", batch.t_source, batch.t_like.ndim, forwards)
+        seconds = longest(rollout.seconds(batch, self._patient.tops))
         if seconds > ROLLOUT_SECONDS:
             self._out.event("rollout_skipped", seconds=seconds, hint="call doctor.endpoint(...) on a smaller batch")
             return {}
-        return self.measure(batch.z0, batch.z1, batch.velocity, batch.cond, t_source=batch.t_source)
+        return self.measure(
+            batch.z0, batch.z1, batch.velocity, batch.cond, steps=rollout.steps, t_source=batch.t_source
+        )

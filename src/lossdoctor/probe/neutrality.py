@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,15 +127,22 @@ class Autocast:
 
 
 @contextlib.contextmanager
-def undisturbed(modules: Sequence[nn.Module], precision: Autocast | None) -> Iterator[None]:
-    """Everything an extra forward needs to leave no trace, in the given precision; modes stay as they are."""
+def undisturbed(
+    modules: Sequence[nn.Module],
+    precision: Autocast | None,
+    forwards: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Iterator[None]:
+    """Everything an extra forward needs to leave no trace, in the given precision; modes stay as they are.
+
+    forwards: what the forwards themselves need, where modules are sharded over ranks.
+    """
     found = (p.device for module in modules for p in module._parameters.values() if p is not None)
     device = next(found, torch.device("cpu"))
     precision = precision or Autocast(())
     with contextlib.ExitStack() as kept:
         for state in (same_randomness(device), same_buffers(modules), quiet(modules), precision.again()):
             kept.enter_context(state)
-        with as_written(), torch.no_grad():
+        with as_written(), torch.no_grad(), forwards():
             yield
 
 

@@ -27,6 +27,10 @@ REENTRANT_HOOKED = (
     "a reentrant checkpoint writes .grad in every pass, and hooks on .grad (an optimizer in the backward) would take "
     "each for the real one; use checkpoint(..., use_reentrant=False)"
 )
+SHARDED_HOOKED = (
+    "sharded parameters are reached by ordinary backwards only, and hooks on .grad (an optimizer in the backward) "
+    "would take each extra one for the real one; step after the backward"
+)
 REENTRANT_RANKS = (
     "a reentrant checkpoint writes .grad in every pass, which DistributedDataParallel would take for the real one; "
     "use checkpoint(..., use_reentrant=False)"
@@ -43,17 +47,19 @@ class Obstacles:
     custom: Sequence[Node] = field(default=())
 
     def refusal(
-        self, parameters: Iterable[nn.Parameter], *, several: bool, spoiled: Container[type] = ()
+        self, parameters: Iterable[nn.Parameter], *, several: bool, sharded: bool = False, spoiled: Container[type] = ()
     ) -> str | None:
         """Why there can be no extra passes, and what to do; None when there can.
 
-        several: under DDP. spoiled: kinds of nodes that were seen to change what they keep.
+        several: under DDP. sharded: by FSDP. spoiled: kinds of nodes that were seen to change what they keep.
         """
         if self.donated or any(is_compiled(node) and type(node) in spoiled for node in self.custom):
             return DONATED
         if self.reentrant and several:
             return REENTRANT_RANKS
-        return REENTRANT_HOOKED if self.reentrant and hooked(parameters) else None
+        if not (self.reentrant or sharded) or not hooked(parameters):
+            return None
+        return SHARDED_HOOKED if sharded else REENTRANT_HOOKED
 
 
 def obstacles(losses: Iterable[Tensor]) -> Obstacles:

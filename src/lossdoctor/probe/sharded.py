@@ -30,6 +30,12 @@ def local(tensor: Tensor) -> Tensor:
     return part.to_local() if is_sharded(tensor) else tensor
 
 
+def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's parts, without graphs."""
+    with torch.no_grad():
+        return [local(tensor) for tensor in tensors]
+
+
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Piece]:
     """`.grad` of every parameter, as this rank holds it."""
     return [None if p.grad is None else local(p.grad) for p in parameters]
@@ -60,14 +66,21 @@ def unsupported(parameters: Sequence[nn.Parameter]) -> str | None:
 
 def reduces(modules: Iterable[nn.Module]) -> bool:
     """Whether the next backward brings gradients to `.grad`; not after `set_requires_gradient_sync(False)`."""
-    groups = [group for module in modules for group in _groups(module)]
-    return all(getattr(group, "reduce_grads", True) for group in groups)
+    states = [state for module in modules if (state := state_of(module)) is not None]
+    return all(getattr(group, "reduce_grads", True) for state in states for group in groups_of(state))
 
 
-def _groups(module: nn.Module) -> list[object]:
-    ask: Any = getattr(module, "_get_fsdp_state", None)
-    state = None if ask is None else ask()
-    return list(getattr(state, "_fsdp_param_groups", [])) or [getattr(state, "_fsdp_param_group", None)]
+def state_of(module: nn.Module) -> Any:
+    """What FSDP knows of a module given to `fully_shard`; None of any other."""
+    # Of the type: a module asked for what it has not looks through everything it has.
+    return module._get_fsdp_state() if hasattr(type(module), "_get_fsdp_state") else None  # type: ignore[operator]
+
+
+def groups_of(state: Any) -> list[Any]:
+    """The groups of parameters that are gathered together, one or none in most states."""
+    several = getattr(state, "_fsdp_param_groups", None)
+    one = None if several else getattr(state, "_fsdp_param_group", None)
+    return list(several or ([] if one is None else [one]))
 
 
 def by_backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Piece]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 Hook = Callable[[Optimizer, Any, Any], Any]
@@ -52,3 +53,8 @@ def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callabl
     if len(args) > 1:
         return (args[0], closure, *args[2:]), kwargs
     return args, {**kwargs, "closure": closure}
+
+
+def inside_backward() -> bool:
+    """Whether a backward is going on in this thread: an optimizer that steps now does so in a hook on `.grad`."""
+    return torch._C._current_graph_task_id() != -1
