@@ -268,9 +268,9 @@ class Examination:
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()
-                # A sketch is there to save memory, so that its copy of the parameters does not outlive the step.
+                # A sketch is there to save memory, so that its copies of the heads do not outlive the step.
                 packers = {} if self.patient.mode == "sketch" else self.patient.updates
-                self._watch = UpdateWatch(where, self.patient.heads, packers)
+                self._watch = UpdateWatch(where, self.patient.heads, self._ledger, packers)
             self._watch.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -283,7 +283,7 @@ class Examination:
         """All readings of the step, still on their device."""
         if self._watch is not None and self.snapshot is not None:
             with self.out.guard("steps"):
-                updates = self._watch.settle(self._ledger, self.snapshot.gradients)
+                updates = self._watch.settle(self.snapshot.gradients)
                 self.snapshot = replace(self.snapshot, updates=updates)
         self._measure(metrics.AFTER_STEP)
         return self.readings

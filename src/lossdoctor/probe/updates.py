@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from lossdoctor import linalg
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.probe.ledger import Ledger
 from lossdoctor.probe.parameters import ParameterMap, unwrapped
+from lossdoctor.probe.sampling import Sample
 from lossdoctor.probe.snapshot import Gradients, HeadUpdate, Shadow, Updates
 
 _ROUNDING = 1e-6
@@ -21,65 +22,83 @@ _ROUNDING = 1e-6
 
 @dataclass(slots=True)
 class UpdateWatch:
-    """The parameters of one due step before each optimizer moves them.
+    """What each optimizer of one due step does to the parameters.
 
-    Extra memory: one copy of the trainable parameters, from the first optimizer's step to the end of the last.
+    How much a loss decreases by it follows from two inner products with that loss's gradient, of the parameters before
+    and after; only of the heads, whose change is reported in lengths, is there a copy, between the two hooks.
+    ledger: the gradients of the step, settled; None when they are not measured. packers: memory for the copies that is
+    used again at every due step, by optimizer.
     """
 
     where: ParameterMap
     heads: Mapping[str, nn.Module]
+    ledger: Ledger | None = None
     packers: dict[int, linalg.Packer] = field(default_factory=dict)
-    before: dict[int, Tensor] = field(default_factory=dict)
+    _before: dict[int, Tensor] = field(default_factory=dict)
+    _along: dict[int, Tensor] = field(default_factory=dict)
+    _descent: Tensor | None = None
     _before_norm: dict[int, Tensor] = field(default_factory=dict)
     _delta_norm: dict[int, Tensor] = field(default_factory=dict)
     _grad_norm: dict[int, Tensor] = field(default_factory=dict)
     _group: dict[int, tuple[float, float]] = field(default_factory=dict)
-    _moved: set[int] = field(default_factory=set)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Copy what `optimizer` is about to change, and the norms of the gradients it sees."""
-        index = {id(p): i for i, p in enumerate(self.where.parameters)}
-        mine = [(index[id(p)], p) for group in optimizer.param_groups for p in group["params"] if id(p) in index]
+        """Look at what `optimizer` is about to change, and at the norms of the gradients it sees."""
+        mine = self._of(optimizer)
         # A fused optimizer under GradScaler divides by the scale itself.
         scale = getattr(optimizer, "grad_scale", None)
         with torch.no_grad():
-            copies = self.packers.setdefault(id(optimizer), linalg.Packer())([p for _, p in mine])
-            self.before.update({i: c for (i, _), c in zip(mine, copies, strict=True) if c is not None})
-            with_grad = [(i, p.grad) for i, p in mine if p.grad is not None]
-            norms = linalg.norms([g for _, g in with_grad])
+            reported = self._reported(mine)
+            copies = self.packers.setdefault(id(optimizer), linalg.Packer())([mine[i] for i in reported])
+            self._before.update({i: c for i, c in zip(reported, copies, strict=True) if c is not None})
+            if self.ledger is not None:
+                self._along[id(optimizer)] = self.ledger.along(mine)
+            with_grad = {i: p.grad for i, p in mine.items() if p.grad is not None}
+            norms = linalg.norms(list(with_grad.values()))
             norms = norms if scale is None else norms / scale.to(norms)
-            self._grad_norm.update(zip((i for i, _ in with_grad), norms, strict=True))
+            self._grad_norm.update(zip(with_grad, norms.unbind(), strict=True))
         for group in optimizer.param_groups:
             settings = (float(group.get("lr", float("nan"))), float(group.get("weight_decay", 0.0)))
-            self._group.update({index[id(p)]: settings for p in group["params"] if id(p) in index})
+            self._group.update({i: settings for i, _ in self._found(group["params"])})
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Turn the copies into theta_before - theta_after, in place."""
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        indices = [i for i in self.before if id(self.where.parameters[i]) in mine and i not in self._moved]
-        in_heads = {id(p) for head in self.heads.values() for p in head.parameters()}
-        reported = [i for i in indices if id(self.where.parameters[i]) in in_heads]
-        copies = [self.before[i] for i in reported]
-        self._before_norm.update(zip(reported, linalg.norms(copies), strict=True))
-        with torch.no_grad():
-            before = [self.before[i] for i in indices]
-            parameters = [self.where.parameters[i] for i in indices]
-            after = [linalg.flattened(p, b.dtype) for p, b in zip(parameters, before, strict=True)]
-            torch._foreach_sub_(before, after)
-        self._delta_norm.update(zip(reported, linalg.norms(copies), strict=True))
-        self._moved.update(indices)
+        """See how far it has moved them since `before_step`."""
+        mine = self._of(optimizer)
+        if self.ledger is not None and (before := self._along.pop(id(optimizer), None)) is not None:
+            decrease = before - self.ledger.along(mine).to(before)
+            self._descent = decrease if self._descent is None else self._descent + decrease.to(self._descent)
+        reported = [i for i in self._reported(mine) if i in self._before]
+        before = [self._before.pop(i) for i in reported]
+        self._before_norm.update(zip(reported, linalg.norms(before).unbind(), strict=True))
+        if before:
+            with torch.no_grad():
+                after = [linalg.flattened(mine[i], b.dtype) for i, b in zip(reported, before, strict=True)]
+                torch._foreach_sub_(before, after)
+        self._delta_norm.update(zip(reported, linalg.norms(before).unbind(), strict=True))
 
-    def settle(self, ledger: Ledger | None, gradients: Gradients | None) -> Updates:
+    def _found(self, parameters: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        index = {id(p): i for i, p in enumerate(self.where.parameters)}
+        return ((index[id(p)], p) for p in parameters if id(p) in index)
+
+    def _of(self, optimizer: Optimizer) -> dict[int, Tensor]:
+        """The watched parameters that this optimizer moves, by index, in order."""
+        return dict(sorted(self._found(p for group in optimizer.param_groups for p in group["params"])))
+
+    def _reported(self, mine: Iterable[int]) -> list[int]:
+        """Those of them that belong to a head."""
+        heads = {id(p) for head in self.heads.values() for p in head.parameters()}
+        return [i for i in mine if id(self.where.parameters[i]) in heads]
+
+    def settle(self, gradients: Gradients | None) -> Updates:
         """Everything about the step, once all optimizers that take part have moved."""
         heads = {name: update for name, head in self.heads.items() if (update := self._head(head)) is not None}
-        if ledger is None or gradients is None:
+        if self.ledger is None or gradients is None:
             return Updates(heads=heads)
-        decrease = [self.before.get(i) for i in range(len(self.where.parameters))]
-        pre, post = self._clip(ledger, gradients)
+        pre, post = self._clip(self.ledger, gradients)
         return Updates(
             heads=heads,
             names=gradients.names,
-            descent=ledger.descent(decrease, gradients),
+            descent=self._descent,
             descent_measured=gradients.measured,
             pre_clip=pre,
             post_clip=post,
@@ -129,31 +148,43 @@ class ShadowWatch:
 
     follower: Sequence[Tensor]
     live: Sequence[Tensor] | None
-    _old: list[Tensor | None] | None = None
-    _packer: linalg.Packer = field(default_factory=linalg.Packer)
+    _sample: Sample | None = None
+    _old: list[Tensor] | None = None
 
     def arm(self) -> None:
         """Remember the copy as it is before its next update."""
-        self._old = self._packer(self.follower)
+        self._sample = Sample.of(self.follower, self.live or ()) if self._sample is None else self._sample.next()
+        self._old = self._sample.vectors(self.follower)
 
     def settle(self) -> Shadow | None:
         """What moved since `arm`; None when nothing was remembered. The live weights must still be those followed."""
-        if self._old is None:
+        if self._old is None or self._sample is None:
             return None
-        old, self._old = self._old, None
-        # Differences are taken between vectors, as differences of squares would drown in rounding.
+        sample, old, self._old = self._sample, self._old, None
+        now, live = (None if each is None else sample.vectors(each) for each in (self.follower, self.live))
+        pairs, combinations = self._asked()
+        problems = [
+            ([vectors[group : group + 1] for vectors in (old, now, live) if vectors is not None], pairs, combinations)
+            for group in range(len(sample.factors))
+        ]
+        each = [factor * found for factor, found in zip(sample.factors, linalg.inners(problems), strict=True)]
+        sums = torch.stack(each).sum(0).unbind()
         if self.live is None:
-            before, moved = linalg.squares([old, self.follower], [[-1.0, 1.0]])[[0, 2]]
+            before, moved = sums
             return Shadow(old=before, moved=moved)
-        rows: list[linalg.Pieces] = [old, self.follower, self.live]
-        differences = [[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]]
-        before, live, moved, distance, common = linalg.inner(
-            rows, [(0, 0), (2, 2), (3, 3), (4, 4), (3, 4)], differences
-        )
+        before, moved, of_live, distance, common = sums
         # theta - ema_before = (theta - ema) + (ema - ema_before), so that its length needs no vector of its own.
         gap = distance + 2.0 * common + moved
         gap = torch.where(gap > _ROUNDING * (distance + moved), gap, 0.0)
-        return Shadow(old=before, moved=moved, live=live, distance=distance, gap=gap)
+        return Shadow(old=before, moved=moved, live=of_live, distance=distance, gap=gap)
+
+    def _asked(self) -> tuple[list[tuple[int, int]], list[list[float]]]:
+        """Squared lengths of the old copy and of its change. With live weights also of these and of how far the new one
+        is from them, and what change and distance have in common."""
+        # Differences are taken between vectors, as differences of squares would drown in rounding.
+        if self.live is None:
+            return [(0, 0), (2, 2)], [[-1.0, 1.0]]
+        return [(0, 0), (3, 3), (2, 2), (4, 4), (3, 4)], [[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]]
 
 
 def shadow_watch(role: str, copy: nn.Module | None, model: nn.Module) -> ShadowWatch | None:
