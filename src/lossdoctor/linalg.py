@@ -7,11 +7,10 @@ Everything is accumulated from chunks, so that nothing the size of the model is 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 Pieces = Sequence["Tensor | None"]
 """One long vector: piece p is a tensor of any shape, or None where it is zero."""
@@ -25,6 +24,9 @@ def _chunk_size(device: torch.device) -> int:
 def _small(device: torch.device) -> int:
     # Below this a call per pair of rows costs more than copying the piece next to others.
     return 2**14 if device.type == "cpu" else 2**18
+
+
+_SHORT = 1024
 
 
 def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,8 +46,8 @@ def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
 def concatenated(pieces: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """A copy of one or more tensors of any layout, one after the other, as a detached vector of `dtype`."""
     with torch.no_grad():
-        if len(pieces) > 1 and all(piece.dtype == dtype and piece.layout == torch.strided for piece in pieces):
-            return _flatten_dense_tensors(pieces)  # type: ignore[no-any-return]
+        if all(piece.dtype == dtype and piece.layout == torch.strided for piece in pieces):
+            return torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces])
         return torch.cat([flattened(piece, dtype) for piece in pieces])
 
 
@@ -149,17 +151,24 @@ def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -
     return grams([(rows, combinations)])[0]
 
 
-def grams(problems: Sequence[tuple[Sequence[Pieces], Sequence[Sequence[float]]]]) -> list[Tensor]:
-    """`gram(rows, combinations)` of each problem; together they cost little more than one."""
-    sizes = [len(rows) + len(combinations) for rows, combinations in problems]
-    pairs = [list(itertools.combinations_with_replacement(range(size), 2)) for size in sizes]
-    found = inners([(rows, each, more) for (rows, more), each in zip(problems, pairs, strict=True)])
-    matrices = []
-    for sums, each, size in zip(found, pairs, sizes, strict=True):
-        place = {pair: n for n, pair in enumerate(each)}
-        both = [place[min(i, j), max(i, j)] for i in range(size) for j in range(size)]
-        matrices.append(sums[torch.tensor(both, dtype=torch.int64, device=sums.device)].view(size, size))
-    return matrices
+def grams(
+    problems: Sequence[tuple[Sequence[Pieces], Sequence[Sequence[float]]]], orders: Sequence[Sequence[int]] = ()
+) -> list[Tensor]:
+    """`gram(rows, combinations)` of each problem; together they cost little more than one.
+
+    orders: per problem which of its vectors are reported, in which order; all of them as they come by default.
+    """
+    terms: list[list[Tensor]] = []
+    places: list[int] = []
+    orders = orders or [range(len(rows) + len(combinations)) for rows, combinations in problems]
+    for (rows, combinations), order in zip(problems, orders, strict=True):
+        pairs = list(itertools.combinations_with_replacement(sorted(order), 2))
+        place = {pair: len(terms) + n for n, pair in enumerate(pairs)}
+        terms += _terms(rows, pairs, combinations)
+        places += [place[min(i, j), max(i, j)] for i in order for j in order]
+    every = _added_up(terms, _device(row for rows, _ in problems for row in rows), places)
+    parts = torch.split(every, [len(order) ** 2 for order in orders]) if orders else ()
+    return [part.view(len(order), len(order)) for part, order in zip(parts, orders, strict=True)]
 
 
 Problem = tuple[Sequence[Pieces], Sequence[tuple[int, int]], Sequence[Sequence[float]]]
@@ -185,7 +194,10 @@ def _device(rows: Iterable[Pieces]) -> torch.device:
 
 
 def _terms(
-    rows: Sequence[Pieces], pairs: Sequence[tuple[int, int]], combinations: Sequence[Sequence[float]]
+    rows: Sequence[Pieces],
+    pairs: Sequence[tuple[int, int]],
+    combinations: Sequence[Sequence[float]],
+    product: Callable[[Tensor, Tensor], Tensor] = torch.dot,
 ) -> list[list[Tensor]]:
     """Per pair what the chunks add to it, 0-d each; nothing where one of the two is zero."""
     terms: list[list[Tensor]] = [[] for _ in pairs]
@@ -195,19 +207,20 @@ def _terms(
             for (i, j), found in zip(pairs, terms, strict=True):
                 a, b = vectors[i], vectors[j]
                 if a is not None and b is not None:
-                    found.append(torch.dot(a, b))
+                    found.append(product(a, b))
     return terms
 
 
-def _added_up(terms: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    """The sum of each list of 0-d tensors, (len(terms),), float64, zero for an empty one."""
+def _added_up(terms: Sequence[Sequence[Tensor]], device: torch.device, places: Sequence[int] = ()) -> Tensor:
+    """The sum of each list of 0-d tensors, (len(terms),), float64, zero for an empty one; or the sums at `places`."""
     every = [term for found in terms for term in found]
     if all(term.device.type == "cpu" for term in every):
         sums = [sum(term.item() for term in found) for found in terms]  # nothing to wait for
-        return torch.tensor(sums, dtype=torch.float64, device=device)
+        return torch.tensor([sums[p] for p in places] if places else sums, dtype=torch.float64, device=device)
     # Summed one after the other: additions to one place in no order would differ in their last bits.
     each = torch.split(_stacked(every, device), [len(found) for found in terms])
-    return torch.stack([part.sum() for part in each])
+    found = torch.stack([part.sum() for part in each])
+    return found[torch.tensor(places, device=device)] if places else found
 
 
 def _stacked(terms: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -234,13 +247,32 @@ def squares(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()
 
 
 def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:
-    """<row_r, vector> for each of R rows cut into the same pieces as `vector`. Returns (R,), float64.
+    """<row_r, vector> for each of R rows cut into the same pieces as `vector`. Returns (R,), float64."""
+    return fine_products([(rows, vector)])[0]
 
-    Two of them may be subtracted, with the same rows and the vector before and after a small change: chunks are short
-    enough for the error, measured in |change| |row|, to stay below 1e-5 for a change of a 10,000th of the vector, and
-    below 1e-3 for one of a millionth, where float32 has hardly a digit left for the vector itself.
+
+def fine_products(problems: Sequence[tuple[Sequence[Pieces], Pieces]]) -> list[Tensor]:
+    """`products(rows, vector)` of each problem; together they cost little more than one.
+
+    Fine enough to be subtracted, with the same rows and the vector before and after a small change: products of two
+    elements are rounded, and short sums of them, which does to the difference what rounding the vector itself does.
     """
-    return inner([*rows, vector], [(r, len(rows)) for r in range(len(rows))])
+    terms = []
+    for rows, vector in problems:
+        terms += _terms([*rows, vector], [(r, len(rows)) for r in range(len(rows))], (), _fine_dot)
+    sums = _added_up(terms, _device(row for rows, vector in problems for row in (vector, *rows)))
+    return list(torch.split(sums, [len(rows) for rows, _ in problems])) if problems else []
+
+
+def _fine_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b>, 0-d, float64."""
+    if a.device.type != "cpu":
+        return (a * b).sum(dtype=torch.float64)
+    # On a CPU a sum in another type copies its operand first, so only short sums are summed like that.
+    whole = a.numel() // _SHORT * _SHORT
+    short = torch.linalg.vecdot(a[:whole].view(-1, _SHORT), b[:whole].view(-1, _SHORT))
+    found = short.sum(dtype=torch.float64)
+    return found if whole == a.numel() else found + (a[whole:] * b[whole:]).sum(dtype=torch.float64)
 
 
 def gained(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]], known: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def test_descent_where_a_loss_is_alone() -> None:
     model, linearity, batch = OwnBranch(), Linearity(), [torch.randn(9, 6)]
     one_step(model, batch, WEIGHTS, linearity)
     linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
-    ledger, found, _ = one_step(model, batch, WEIGHTS, linearity)
+    ledger, _, _ = one_step(model, batch, WEIGHTS, linearity)
     decrease = [torch.randn_like(p) for p in model.parameters()]
     flat = torch.cat([d.reshape(-1) for d in decrease]).double()
     wanted = torch.stack([obvious(model, batch, name) @ flat for name in WEIGHTS])

@@ -21,6 +21,7 @@ from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.differences import DISAGREE, IN_BACKWARD, MODE, UNTOLD, Again, slopes
 from lossdoctor.probe.ledger import Ledger
 from lossdoctor.probe.obstacles import Obstacles, obstacles
+from lossdoctor.probe.sampling import LONG, ONE_IN
 from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
 from lossdoctor.probe.snapshot import Gradients, Snapshot
@@ -233,6 +234,9 @@ class Examination:
             ema=self.patient.ema.settle() if self.patient.ema else None,
             teacher=self.patient.teacher.settle() if self.patient.teacher else None,
         )
+        if any(watch.sampled for watch in (self.patient.ema, self.patient.teacher) if watch is not None):
+            self.out.tell("copies", "long_tensors", LONG)
+            self.out.tell("copies", "one_in", ONE_IN)
         self._measure(metrics.BEFORE_STEP)
 
     def _by_differences(self, ledger: Ledger, gradients: Gradients) -> Gradients:

@@ -305,24 +305,28 @@ class Ledger:
         rows = [self.rows.get(name, silent) for name in names]
         k, residual = len(names), [[*(-weight for weight in weights), 1.0]] if self.calibrating else []
         groups = self._groups(rows)
-        problems = [
-            ([[row[i] for i in indices] for row in ((self.total,) if alone else (*rows, self.total))],
-             () if alone else self._combination(follows, residual))
-            for (_, follows, alone), indices in groups.items()
-        ]
+        problems, orders = [], []
+        for (_, follows, alone), indices in groups.items():
+            combination = residual if follows is None else [self._rest(follows)]
+            problems.append(
+                ([[self.total[i] for i in indices]], ())
+                if alone
+                else ([[row[i] for i in indices] for row in (*rows, self.total)], combination)
+            )
+            # What follows from the total is a combination, and stands where the loss that follows has no row.
+            own = [k + 1 if name == follows else i for i, name in enumerate(names)]
+            orders.append([0] if alone else [*own, k, *range(k + 1, k + 1 + len(residual))])
         parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
-        for ((labels, follows, alone), indices), found in zip(groups.items(), linalg.grams(problems), strict=True):
-            combination = self._combination(follows, residual)
+        for ((labels, follows, alone), indices), found, (_, combination), order in zip(
+            groups.items(), linalg.grams(problems, orders), problems, orders, strict=True
+        ):
             touched = tuple(
                 name == follows or (not alone and any(row[i] is not None for i in indices))
                 for name, row in zip(names, rows, strict=True)
             )
-            part = self._multiples_of_total(found, combination) if alone else found
-            part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
-            if follows is not None:
-                order = [k + 1 if name == follows else i for i, name in enumerate(names)] + [k]
-                part = part[order][:, order]
-            parts.append((labels, part, touched))
+            held = (self.total,) if alone else (*rows, self.total)
+            part = self.known.put_right(found, indices, held, combination, order=order, before=self._base or silent)
+            parts.append((labels, self._multiples_of_total(part, follows) if alone else part, touched))
         if self.summed is not None:
             sums = self.summed([part for _, part, _ in parts])
             parts = [(labels, part, touched) for (labels, _, touched), part in zip(parts, sums, strict=True)]
@@ -373,14 +377,11 @@ class Ledger:
             groups.setdefault((labels, self._of_total(index), alone), []).append(index)
         return groups
 
-    def _combination(self, follows: str | None, residual: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
-        """What is to be combined from the rows and the total where this loss follows from them, or none does."""
-        return residual if follows is None else [self._rest(follows)]
-
-    def _multiples_of_total(self, square: Tensor, combination: Sequence[Sequence[float]]) -> Tensor:
-        """The same as `linalg.gram` when all rows but the total are zero, from the total's squared norm, (1, 1)."""
-        k = len(self.losses)
-        factors = torch.tensor([0.0] * k + [1.0] + [c[k] for c in combination], dtype=torch.float64)
+    def _multiples_of_total(self, square: Tensor, follows: str | None) -> Tensor:
+        """The Gram matrix where the total alone is not zero, from its squared norm, (1, 1): of the losses, the total,
+        and what is left of it when all losses were measured."""
+        own = [1.0 / self.losses[name] if name == follows else 0.0 for name in self.losses]
+        factors = torch.tensor([*own, 1.0, *([1.0] if self.calibrating else [])], dtype=torch.float64)
         return factors.outer(factors).to(square.device) * square
 
     def _unit(self, whole: Tensor, weights: Sequence[float]) -> Tensor:
@@ -406,7 +407,7 @@ class Ledger:
     def along(self, vectors: Mapping[int, Tensor]) -> Tensor:
         """<v, g_i> of every loss, (K,), float64, over the parameters that are given: each index with its part of v.
 
-        Two of them may be subtracted, of the parameters before and after a step: see `linalg.CHANGE`.
+        Two of them may be subtracted, of the parameters before and after a step: see `linalg.fine_products`.
         """
         names = tuple(self.losses)
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
@@ -416,14 +417,13 @@ class Ledger:
             follows, alone = self._of_total(p), all(row[p] is None for row in rows)
             if not alone or follows is not None:
                 groups.setdefault((follows, alone), []).append(p)
-        problems: list[linalg.Problem] = []
+        problems = []
         for (follows, alone), indices in groups.items():
             needed = ([] if alone else rows) + ([self.total] if follows is not None else [])
             held = [vectors[p] if self.sketch is None else self.sketch.held(p, vectors[p]) for p in indices]
-            pieces: list[linalg.Pieces] = [[row[p] for p in indices] for row in needed]
-            problems.append(([*pieces, held], [(r, len(pieces)) for r in range(len(pieces))], ()))
+            problems.append(([[row[p] for p in indices] for row in needed], held))
         each = torch.zeros(len(names), dtype=torch.float64)
-        for (follows, alone), found in zip(groups, linalg.inners(problems), strict=True):
+        for (follows, alone), found in zip(groups, linalg.fine_products(problems), strict=True):
             each = each.to(found.device)
             if not alone:
                 each = each + found[: len(rows)]

@@ -1,7 +1,7 @@
 """A share of the elements of long tensors: what is enough to say how far a slow copy of a model is from it.
 
-A sixteenth of every long tensor, in stretches of neighbours, since memory is read by lines; short tensors are whole. The
-stretches move on from one look to the next, so that sixteen looks see nearly everything. A squared length over long
+A sixteenth of every long tensor, in stretches of neighbours, since memory is read by lines; short tensors are whole.
+The stretches move on from one look to the next, so that sixteen looks see nearly everything. A squared length over long
 tensors is that of the sample times sixteen: right on average, and exactly zero where nothing differs.
 """
 
@@ -58,8 +58,10 @@ class Sample:
     def vectors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """A copy of what is read, one vector for each group."""
         return [
-            linalg.concatenated([tensors[p] if f == 1.0 else self._stretches(tensors[p]) for p in places], self.dtype)
-            for places, f in zip(self.groups, self.factors, strict=True)
+            linalg.concatenated([tensors[p] for p in places], self.dtype)
+            if factor == 1.0
+            else torch.cat([self._stretches(tensors[p]) for p in places]).reshape(-1).to(self.dtype)
+            for places, factor in zip(self.groups, self.factors, strict=True)
         ]
 
     def _stretches(self, tensor: Tensor) -> Tensor:

@@ -151,6 +151,11 @@ class ShadowWatch:
     _sample: Sample | None = None
     _old: list[Tensor] | None = None
 
+    @property
+    def sampled(self) -> bool:
+        """Whether long tensors are read in part."""
+        return self._sample is not None and any(factor != 1.0 for factor in self._sample.factors)
+
     def arm(self) -> None:
         """Remember the copy as it is before its next update."""
         self._sample = Sample.of(self.follower, self.live or ()) if self._sample is None else self._sample.next()
