@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from meter import Took, ratios, spread, timed
 from torch import Tensor, nn
@@ -164,10 +165,12 @@ def blocks(rounds: int, length: int = EVERY) -> dict[str, list[Took]]:
 
             block(plain, None), block(watched, doctor)
             for number in range(rounds):
-                observe.deactivate(doctor)
-                found["plain"].append(block(plain, None))
+                # By turns the first, so that a machine that is slowing down slows both alike.
+                for way in ("plain", "watched") if number % 2 == 0 else ("watched", "plain"):
+                    (observe.activate if way == "watched" else observe.deactivate)(doctor)
+                    took = block(watched, doctor) if way == "watched" else block(plain, None)
+                    found[way].append(took)
                 observe.activate(doctor)
-                found["watched"].append(block(watched, doctor))
                 print(f"blocks: {number + 1} of {rounds}", file=sys.stderr)
             doctor.close(rollout=False)
     return found
@@ -185,10 +188,17 @@ def table(found: dict[str, list[Took]]) -> str:
     )
 
 
+def middle(values: list[float]) -> str:
+    """The median and where it lies, 95 %, by drawing the rounds again."""
+    draws = np.random.default_rng(0).choice(values, (4000, len(values)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return f"{np.median(values):.3f} (95 %: {low:.3f} to {high:.3f}; {len(values)} blocks)"
+
+
 def bars(found: dict[str, list[Took]], averages: dict[str, list[Took]]) -> str:
     rows = []
     both = [medians(found, clock) for clock in ("wall", "processor")]
-    whole = [spread(ratios(averages, "watched", clock), 3) for clock in ("wall", "processor")]
+    whole = [middle(ratios(averages, "watched", clock)) for clock in ("wall", "processor")]
     extra = [f"{m['gradients'] - 1:.2f} against {m['template'] - 1:.2f}" for m in both]
     average = [f"{((EVERY - 2) * m['off-due'] + m['before due'] + m['due']) / EVERY:.3f}" for m in both]
     rows.append(("off-due step <= 1.005", *(f"{m['off-due']:.3f}" for m in both)))

@@ -214,13 +214,16 @@ def _terms(
 def _added_up(terms: Sequence[Sequence[Tensor]], device: torch.device, places: Sequence[int] = ()) -> Tensor:
     """The sum of each list of 0-d tensors, (len(terms),), float64, zero for an empty one; or the sums at `places`."""
     every = [term for found in terms for term in found]
-    if all(term.device.type == "cpu" for term in every):
-        sums = [sum(term.item() for term in found) for found in terms]  # nothing to wait for
-        return torch.tensor([sums[p] for p in places] if places else sums, dtype=torch.float64, device=device)
-    # Summed one after the other: additions to one place in no order would differ in their last bits.
-    each = torch.split(_stacked(every, device), [len(found) for found in terms])
-    found = torch.stack([part.sum() for part in each])
-    return found[torch.tensor(places, device=device)] if places else found
+    if not every:
+        return torch.zeros(len(places or terms), dtype=torch.float64, device=device)
+    # Each list becomes a row, filled up with a zero: additions to one place in no order would differ in last bits.
+    longest, rows, begin = max(map(len, terms)), [], 0
+    for found in terms:
+        rows.append([*range(begin, begin + len(found)), *[len(every)] * (longest - len(found))])
+        begin += len(found)
+    index = torch.tensor([rows[p] for p in places] if places else rows, device=device)
+    with torch.no_grad():
+        return torch.nn.functional.pad(_stacked(every, device), (0, 1))[index].sum(1)
 
 
 def _stacked(terms: Sequence[Tensor], device: torch.device) -> Tensor:

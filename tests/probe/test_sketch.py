@@ -508,6 +508,21 @@ def test_the_first_order_decrease_is_right_on_average() -> None:
     assert ((found - wanted).abs() <= 0.6 * bound).all()
 
 
+def test_the_decrease_is_the_difference_of_two_sketches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an update of a millionth of the weights, and taken in several turns, as if the update had been sketched."""
+    monkeypatch.setattr("lossdoctor.probe.sketch._ROWS_OF", 200)
+    model = Three()
+    ledger, _, _ = step(model, [x(33, 24)], 0, Linearity())
+    before = [p.detach().clone() for p in model.parameters()]
+    after = [p + 1e-6 * torch.randn_like(p) for p in before]
+    update = [b.double() - a.double() for b, a in zip(before, after, strict=True)]
+    wanted = ledger.along(dict(enumerate(update)))
+    found = ledger.along(dict(enumerate(before))) - ledger.along(dict(enumerate(after)))
+    length = linalg.squares([update])[0].sqrt()
+    for name, value, right in zip(ledger.losses, found, wanted, strict=True):
+        assert abs(value - right) <= 1e-3 * length * linalg.squares([ledger.rows.get(name) or ledger.total])[0].sqrt()
+
+
 def test_nothing_stays_on_the_graph_or_in_memory() -> None:
     """No hook is left for the real backward, and of the activations' projections nothing outlives the passes."""
     model, rows = Three(), 37

@@ -420,7 +420,7 @@ class Ledger:
         problems = []
         for (follows, alone), indices in groups.items():
             needed = ([] if alone else rows) + ([self.total] if follows is not None else [])
-            held = [vectors[p] if self.sketch is None else self.sketch.held(p, vectors[p]) for p in indices]
+            held = [vectors[p] if self.sketch is None else self.sketch.finely(p, vectors[p]) for p in indices]
             problems.append(([[row[p] for p in indices] for row in needed], held))
         each = torch.zeros(len(names), dtype=torch.float64)
         for (follows, alone), found in zip(groups, linalg.fine_products(problems), strict=True):
