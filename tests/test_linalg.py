@@ -81,7 +81,7 @@ def test_several_gram_matrices_at_once_and_in_another_order() -> None:
     assert linalg.grams([]) == []
 
 
-@pytest.mark.parametrize(("change", "error"), [(1e-2, 1e-6), (1e-4, 1e-5), (1e-6, 1e-3)])
+@pytest.mark.parametrize(("change", "error"), [(1e-2, 2e-6), (1e-4, 1e-4), (1e-6, 5e-3)])
 def test_products_before_and_after_a_small_change_may_be_subtracted(change: float, error: float) -> None:
     torch.manual_seed(0)
     before, row = torch.randn(2**20) + 0.3, torch.randn(2**20) + 0.1

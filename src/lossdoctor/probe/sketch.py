@@ -110,7 +110,7 @@ class Sketch:
         with torch.no_grad(), _plain(tensor):
             rows, right = tensor.detach().reshape(len(left), -1), right.double()
             height = max(1, _ROWS_OF // rows.shape[1])
-            parts = zip(rows.split(height), left.split(height), strict=True)
+            parts = zip(torch.split(rows, height), torch.split(left, height), strict=True)
             found = torch.stack([sides.double().t() @ (part.double() @ right) for part, sides in parts]).sum(0)
             return found * _scale(left, right)
 
