@@ -148,7 +148,7 @@ def measure(rounds: int, batch: int) -> dict[str, list[Took]]:
 
 
 def blocks(rounds: int, length: int = EVERY) -> dict[str, list[Took]]:
-    """The same over whole blocks of `length` steps: plain, watched, and watched without live diagnosis."""
+    """The same over blocks of `length` whole steps: plain, watched, and watched without live diagnosis."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as open_doctors:
         trainers = {way: Trainer(ReferenceConfig()) for way in ("plain", "watched", "not live")}
         doctors: dict[str, Doctor] = {}
@@ -160,25 +160,24 @@ def blocks(rounds: int, length: int = EVERY) -> dict[str, list[Took]]:
                 doctors[way] = open_doctors.enter_context(doctor)
                 observe.deactivate(doctor)
 
-        def block(way: str) -> Took:
-            def steps() -> None:
-                for _ in range(length):
-                    trainers[way]._train_step(doctors.get(way))
-
+        def step(way: str) -> Took:
             if way in doctors:
                 observe.activate(doctors[way])
-            took = timed(steps)
+            took = timed(lambda: trainers[way]._train_step(doctors.get(way)))
             if way in doctors:
                 observe.deactivate(doctors[way])
             return took
 
         found: dict[str, list[Took]] = {way: [] for way in trainers}
         for number in range(1 + rounds):
-            # By turns the first, so that a machine that is slowing down slows all alike.
-            for way in list(trainers)[number % 3 :] + list(trainers)[: number % 3]:
-                took = block(way)
-                if number:
-                    found[way].append(took)
+            # Step by step and by turns the first: what else the machine does then hits all alike.
+            each: dict[str, list[Took]] = {way: [] for way in trainers}
+            for at in range(length):
+                for way in list(trainers)[at % 3 :] + list(trainers)[: at % 3]:
+                    each[way].append(step(way))
+            if number:
+                for way, took in each.items():
+                    found[way].append(Took(*map(sum, zip(*took, strict=True))))
             print(f"blocks: {number} of {rounds}", file=sys.stderr)
         for doctor in doctors.values():
             doctor.close(rollout=False)

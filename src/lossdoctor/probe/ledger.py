@@ -305,19 +305,17 @@ class Ledger:
         rows = [self.rows.get(name, silent) for name in names]
         k, residual = len(names), [[*(-weight for weight in weights), 1.0]] if self.calibrating else []
         groups = self._groups(rows)
-        problems, orders = [], []
+        problems: list[tuple[Sequence[linalg.Pieces], Sequence[Sequence[float]]]] = []
+        orders: list[list[int]] = []
         for (_, follows, alone), indices in groups.items():
             combination = residual if follows is None else [self._rest(follows)]
-            problems.append(
-                ([[self.total[i] for i in indices]], ())
-                if alone
-                else ([[row[i] for i in indices] for row in (*rows, self.total)], combination)
-            )
+            held = (self.total,) if alone else (*rows, self.total)
+            problems.append(([[row[i] for i in indices] for row in held], () if alone else combination))
             # What follows from the total is a combination, and stands where the loss that follows has no row.
             own = [k + 1 if name == follows else i for i, name in enumerate(names)]
             orders.append([0] if alone else [*own, k, *range(k + 1, k + 1 + len(residual))])
         parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
-        for ((labels, follows, alone), indices), found, (_, combination), order in zip(
+        for ((labels, follows, alone), indices), found, (_, combined), order in zip(
             groups.items(), linalg.grams(problems, orders), problems, orders, strict=True
         ):
             touched = tuple(
@@ -325,7 +323,7 @@ class Ledger:
                 for name, row in zip(names, rows, strict=True)
             )
             held = (self.total,) if alone else (*rows, self.total)
-            part = self.known.put_right(found, indices, held, combination, order=order, before=self._base or silent)
+            part = self.known.put_right(found, indices, held, combined, order=order, before=self._base or silent)
             parts.append((labels, self._multiples_of_total(part, follows) if alone else part, touched))
         if self.summed is not None:
             sums = self.summed([part for _, part, _ in parts])

@@ -64,8 +64,8 @@ class UpdateWatch:
     def after_step(self, optimizer: Optimizer) -> None:
         """See how far it has moved them since `before_step`."""
         mine = self._of(optimizer)
-        if self.ledger is not None and (before := self._along.pop(id(optimizer), None)) is not None:
-            decrease = before - self.ledger.along(mine).to(before)
+        if self.ledger is not None and (start := self._along.pop(id(optimizer), None)) is not None:
+            decrease = start - self.ledger.along(mine).to(start)
             self._descent = decrease if self._descent is None else self._descent + decrease.to(self._descent)
         reported = [i for i in self._reported(mine) if i in self._before]
         before = [self._before.pop(i) for i in reported]
