@@ -103,7 +103,7 @@ class Bench:
         self.finish()
 
 
-def hooked(bench: Bench, doctor: Doctor, step: Callable[[], None]) -> Took:
+def hooked(bench: Bench, doctor: Doctor, step: Callable[[], object]) -> Took:
     """One step with only this doctor's hooks on the optimizer."""
     optimizer = bench.trainer.optimizer
     hooks = [
