@@ -21,6 +21,9 @@ def _chunk_size(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**24
 
 
+_EXACT = 2**13
+
+
 def _short(device: torch.device) -> int:
     # The sums of float32 that are still fine.
     return 2**16 if device.type == "cpu" else 2**22
@@ -273,8 +276,10 @@ def fine_products(problems: Sequence[tuple[Sequence[Pieces], Pieces]]) -> list[T
 
 
 def _fine_dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b>, 0-d. On a CPU a sum in another type copies its operand first, so there the vectors are short instead."""
-    return torch.dot(a, b) if a.device.type == "cpu" else (a * b).sum(dtype=torch.float64)
+    """<a, b>, 0-d, float64. On a CPU conversions cost, so there only what is short is multiplied in float64."""
+    if a.device.type != "cpu":
+        return (a * b).sum(dtype=torch.float64)
+    return torch.dot(a.double(), b.double()) if a.numel() <= _EXACT else torch.dot(a, b).double()
 
 
 def gained(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]], known: Tensor) -> Tensor:
