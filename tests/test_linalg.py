@@ -71,6 +71,27 @@ def test_gram_and_products_equal_those_of_one_long_vector(case, limit, small) ->
     assert ((along - long @ long[0]).abs() <= bound[0, : len(long)]).all()
 
 
+def test_several_gram_matrices_at_once_and_in_another_order() -> None:
+    a, b, c = (torch.randn(5, 4) for _ in range(3))
+    problems = [([[a], [b]], [[1.0, -2.0]]), ([[c]], ()), ([[None], [a]], ())]
+    orders = [[2, 0], [0], [1, 0]]
+    for found, (rows, combinations), order in zip(linalg.grams(problems, orders), problems, orders, strict=True):
+        wanted = linalg.gram(rows, combinations)[order][:, order]
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert linalg.grams([]) == []
+
+
+@pytest.mark.parametrize(("change", "error"), [(1e-2, 2e-6), (1e-4, 1e-4), (1e-6, 5e-3)])
+def test_products_before_and_after_a_small_change_may_be_subtracted(change: float, error: float) -> None:
+    torch.manual_seed(0)
+    before, row = torch.randn(2**20) + 0.3, torch.randn(2**20) + 0.1
+    row = row + 0.1 * before  # not at right angles, so that both products are large
+    after = before + change * (torch.randn(2**20) + 0.1 * row)
+    moved = after.double() - before.double()
+    found = linalg.products([[row]], [after]) - linalg.products([[row]], [before])
+    assert abs(float(found - moved @ row.double())) <= error * float(moved.norm() * row.double().norm())
+
+
 def test_half_precision_does_not_overflow() -> None:
     big = [torch.full((1000,), 300.0, dtype=torch.float16)]
     assert linalg.gram([big])[0, 0].item() == pytest.approx(9e7)

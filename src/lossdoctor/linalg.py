@@ -7,7 +7,7 @@ Everything is accumulated from chunks, so that nothing the size of the model is 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +18,20 @@ Pieces = Sequence["Tensor | None"]
 
 def _chunk_size(device: torch.device) -> int:
     # Small enough for float32 accumulation and for a core's cache to hold all rows, large enough to keep a GPU busy.
-    return 2**16 if device.type == "cpu" else 2**24
+    return 2**18 if device.type == "cpu" else 2**24
+
+
+_EXACT = 2**13
+
+
+def _short(device: torch.device) -> int:
+    # The sums of float32 that are still fine.
+    return 2**16 if device.type == "cpu" else 2**22
 
 
 def _small(device: torch.device) -> int:
-    # Below this a call costs more than copying the piece next to others.
-    return 2**12 if device.type == "cpu" else 2**18
+    # Below this a call per pair of rows costs more than copying the piece next to others.
+    return 2**14 if device.type == "cpu" else 2**18
 
 
 def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,6 +46,14 @@ def flattened(piece: Tensor, dtype: torch.dtype) -> Tensor:
     if piece.ndim != 1:
         piece = piece.reshape(-1)
     return piece if piece.dtype == dtype else piece.to(dtype)
+
+
+def concatenated(pieces: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A copy of one or more tensors of any layout, one after the other, as a detached vector of `dtype`."""
+    with torch.no_grad():
+        if all(piece.dtype == dtype and piece.layout == torch.strided for piece in pieces):
+            return torch.cat([piece if piece.ndim == 1 else piece.reshape(-1) for piece in pieces])
+        return torch.cat([flattened(piece, dtype) for piece in pieces])
 
 
 class Packer:
@@ -74,55 +90,61 @@ class Packer:
         return torch.cat(flat, out=kept)
 
 
-def _chunks(rows: Sequence[Pieces]) -> Iterator[list[Tensor | None]]:
-    """Cut all rows at the same places; a row that is zero in a whole chunk is None there."""
-    waiting: list[list[Tensor | None]] = []
-    waiting_size = 0
-
-    def emit() -> list[Tensor | None]:
-        sizes = [next(part.numel() for part in parts if part is not None) for parts in waiting]
-        chunk: list[Tensor | None] = []
-        for r in range(len(rows)):
-            parts = [column[r] for column in waiting]
-            some = next((part for part in parts if part is not None), None)
-            if some is None:
-                chunk.append(None)
-            elif len(parts) == 1:
-                chunk.append(some)
-            else:
-                filled = [
-                    part if part is not None else some.new_zeros(size) for part, size in zip(parts, sizes, strict=True)
-                ]
-                chunk.append(torch.cat(filled))
-        return chunk
-
+def _chunks(rows: Sequence[Pieces], length: Callable[[torch.device], int]) -> Iterator[list[Tensor | None]]:
+    """Cut all rows at the same places, of this length at most; a row that is zero in a whole chunk is None there."""
+    waiting: list[Sequence[Tensor | None]] = []
+    kin: tuple[torch.dtype, torch.device] | None = None
+    room = limit = small = 0
     for column in zip(*rows, strict=True):
-        present = [piece for piece in column if piece is not None]
-        if not present:
+        some = next((piece for piece in column if piece is not None), None)
+        if some is None:
             continue
-        wide = any(piece.dtype in (torch.float64, torch.complex128) for piece in present)
-        dtype = torch.float64 if wide else torch.float32
-        limit, small = _chunk_size(present[0].device), _small(present[0].device)
-        flat = [None if piece is None else flattened(piece, dtype) for piece in column]
-        size = next(part.numel() for part in flat if part is not None)
-        if size > small:
-            for start in range(0, size, limit):
-                yield [None if part is None else part[start : start + limit] for part in flat]
+        now = (torch.float64 if any(map(is_wide, column)) else torch.float32, some.device)
+        size = _size(some)
+        if now != kin or (size <= small and size > room):
+            if waiting and kin is not None:
+                yield _side_by_side(waiting, kin[0])
+            waiting, kin = [], now
+            room = limit = length(some.device)
+            small = _small(some.device)
+        if size <= small:
+            waiting.append(column)
+            room -= size
             continue
-        same_place = not waiting or _kin(waiting[0]) == (dtype, present[0].device)
-        if waiting and (waiting_size + size > limit or not same_place):
-            yield emit()
-            waiting, waiting_size = [], 0
-        if size:
-            waiting.append(flat)
-            waiting_size += size
-    if waiting:
-        yield emit()
+        flat = [None if piece is None else flattened(piece, now[0]) for piece in column]
+        if size <= limit:
+            yield flat
+            continue
+        cuts = [itertools.repeat(None) if part is None else torch.split(part, limit) for part in flat]
+        for _, *chunk in zip(range(0, size, limit), *cuts, strict=False):
+            yield chunk
+    if waiting and kin is not None:
+        yield _side_by_side(waiting, kin[0])
 
 
-def _kin(column: Sequence[Tensor | None]) -> tuple[torch.dtype, torch.device]:
-    some = next(part for part in column if part is not None)
-    return some.dtype, some.device
+def is_wide(piece: Tensor | None) -> bool:
+    """Whether a piece has the precision of float64."""
+    return piece is not None and piece.dtype in (torch.float64, torch.complex128)
+
+
+def _size(piece: Tensor) -> int:
+    return 2 * piece.numel() if piece.is_complex() else piece.numel()
+
+
+def _side_by_side(columns: Sequence[Sequence[Tensor | None]], dtype: torch.dtype) -> list[Tensor | None]:
+    """Small pieces of each row as one vector; None for a row that is zero in all of them."""
+    chunk: list[Tensor | None] = []
+    for parts in zip(*columns, strict=True):
+        there = [part for part in parts if part is not None]
+        if there and len(there) < len(parts):
+            there = [_zeros(column, dtype) if p is None else p for p, column in zip(parts, columns, strict=True)]
+        chunk.append(concatenated(there, dtype) if there else None)
+    return chunk
+
+
+def _zeros(column: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
+    some = next(piece for piece in column if piece is not None)
+    return some.new_zeros(_size(some), dtype=dtype)
 
 
 def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -> Tensor:
@@ -132,33 +154,83 @@ def gram(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()) -
     sum_r c_r row_r and is formed chunk by chunk, so that cancellation happens between vectors, not between products.
     Returns (R + C, R + C), float64, on the device of the pieces (CPU when every piece is None).
     """
-    total = len(rows) + len(combinations)
-    pairs = list(itertools.combinations_with_replacement(range(total), 2))
-    place = {pair: n for n, pair in enumerate(pairs)}
-    sums = inner(rows, pairs, combinations)
-    both = [[place[min(i, j), max(i, j)] for j in range(total)] for i in range(total)]
-    return sums[torch.tensor(both, dtype=torch.int64, device=sums.device).reshape(total, total)]
+    return grams([(rows, combinations)])[0]
+
+
+def grams(
+    problems: Sequence[tuple[Sequence[Pieces], Sequence[Sequence[float]]]], orders: Sequence[Sequence[int]] = ()
+) -> list[Tensor]:
+    """`gram(rows, combinations)` of each problem; together they cost little more than one.
+
+    orders: per problem which of its vectors are reported, in which order; all of them as they come by default.
+    """
+    terms: list[list[Tensor]] = []
+    places: list[int] = []
+    orders = orders or [range(len(rows) + len(combinations)) for rows, combinations in problems]
+    for (rows, combinations), order in zip(problems, orders, strict=True):
+        pairs = list(itertools.combinations_with_replacement(sorted(order), 2))
+        place = {pair: len(terms) + n for n, pair in enumerate(pairs)}
+        terms += _terms(rows, pairs, combinations)
+        places += [place[min(i, j), max(i, j)] for i in order for j in order]
+    every = _added_up(terms, _device(row for rows, _ in problems for row in rows), places)
+    parts = torch.split(every, [len(order) ** 2 for order in orders]) if orders else ()
+    return [part.view(len(order), len(order)) for part, order in zip(parts, orders, strict=True)]
+
+
+Problem = tuple[Sequence[Pieces], Sequence[tuple[int, int]], Sequence[Sequence[float]]]
+"""Rows, the pairs whose inner products are asked for, and combinations of the rows, numbered on from these."""
 
 
 def inner(
     rows: Sequence[Pieces], pairs: Sequence[tuple[int, int]], combinations: Sequence[Sequence[float]] = ()
 ) -> Tensor:
     """The entries `pairs` of `gram(rows, combinations)` alone: (len(pairs),), float64."""
-    device = next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
+    return inners([(rows, pairs, combinations)])[0]
+
+
+def inners(problems: Sequence[Problem]) -> list[Tensor]:
+    """`inner` of each problem; together they cost little more than one. All on the device of the first."""
+    terms = [one for problem in problems for one in _terms(*problem)]
+    sums = _added_up(terms, _device(row for rows, _, _ in problems for row in rows))
+    return list(torch.split(sums, [len(pairs) for _, pairs, _ in problems])) if problems else []
+
+
+def _device(rows: Iterable[Pieces]) -> torch.device:
+    return next((piece.device for row in rows for piece in row if piece is not None), torch.device("cpu"))
+
+
+def _terms(
+    rows: Sequence[Pieces],
+    pairs: Sequence[tuple[int, int]],
+    combinations: Sequence[Sequence[float]],
+    product: Callable[[Tensor, Tensor], Tensor] = torch.dot,
+    length: Callable[[torch.device], int] | None = None,
+) -> list[list[Tensor]]:
+    """Per pair what the chunks add to it, 0-d each; nothing where one of the two is zero."""
     terms: list[list[Tensor]] = [[] for _ in pairs]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for chunk in _chunks(rows):
+    with torch.no_grad(), torch.autocast(_device(rows).type, enabled=False):
+        for chunk in _chunks(rows, length or _chunk_size):
             vectors = [*chunk, *(_combine(chunk, coefficients) for coefficients in combinations)]
             for (i, j), found in zip(pairs, terms, strict=True):
                 a, b = vectors[i], vectors[j]
                 if a is not None and b is not None:
-                    found.append(torch.dot(a, b))
-        every = [term for found in terms for term in found]
-        if not every:
-            return torch.zeros(len(pairs), dtype=torch.float64, device=device)
-        # Summed one pair after the other: additions to one place in no order would differ in their last bits.
-        each = torch.split(_stacked(every, device), [len(found) for found in terms])
-        return torch.stack([part.sum() for part in each])
+                    found.append(product(a, b))
+    return terms
+
+
+def _added_up(terms: Sequence[Sequence[Tensor]], device: torch.device, places: Sequence[int] = ()) -> Tensor:
+    """The sum of each list of 0-d tensors, (len(terms),), float64, zero for an empty one; or the sums at `places`."""
+    every = [term for found in terms for term in found]
+    if not every:
+        return torch.zeros(len(places or terms), dtype=torch.float64, device=device)
+    # Each list becomes a row, filled up with a zero: additions to one place in no order would differ in last bits.
+    longest, rows, begin = max(map(len, terms)), [], 0
+    for found in terms:
+        rows.append([*range(begin, begin + len(found)), *[len(every)] * (longest - len(found))])
+        begin += len(found)
+    index = torch.tensor([rows[p] for p in places] if places else rows, device=device)
+    with torch.no_grad():
+        return torch.nn.functional.pad(_stacked(every, device), (0, 1))[index].sum(1)
 
 
 def _stacked(terms: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -186,7 +258,28 @@ def squares(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]] = ()
 
 def products(rows: Sequence[Pieces], vector: Pieces) -> Tensor:
     """<row_r, vector> for each of R rows cut into the same pieces as `vector`. Returns (R,), float64."""
-    return inner([*rows, vector], [(r, len(rows)) for r in range(len(rows))])
+    return fine_products([(rows, vector)])[0]
+
+
+def fine_products(problems: Sequence[tuple[Sequence[Pieces], Pieces]]) -> list[Tensor]:
+    """`products(rows, vector)` of each problem; together they cost little more than one.
+
+    Fine enough to be subtracted, with the same rows and the vector before and after a small change, as long sums are in
+    float64: in units of |change| |row| the difference is off by 4e-5 at most for a change of a 10,000th of the vector,
+    and by 2e-3 for a millionth, where float32 has hardly a digit left for the change itself.
+    """
+    terms = []
+    for rows, vector in problems:
+        terms += _terms([*rows, vector], [(r, len(rows)) for r in range(len(rows))], (), _fine_dot, _short)
+    sums = _added_up(terms, _device(row for rows, vector in problems for row in (vector, *rows)))
+    return list(torch.split(sums, [len(rows) for rows, _ in problems])) if problems else []
+
+
+def _fine_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b>, 0-d, float64. On a CPU conversions cost, so there only what is short is multiplied in float64."""
+    if a.device.type != "cpu":
+        return (a * b).sum(dtype=torch.float64)
+    return torch.dot(a.double(), b.double()) if a.numel() <= _EXACT else torch.dot(a, b).double()
 
 
 def gained(rows: Sequence[Pieces], combinations: Sequence[Sequence[float]], known: Tensor) -> Tensor:

@@ -214,11 +214,11 @@ def test_descent_where_a_loss_is_alone() -> None:
     model, linearity, batch = OwnBranch(), Linearity(), [torch.randn(9, 6)]
     one_step(model, batch, WEIGHTS, linearity)
     linearity.seconds = {"flow": 9.0, "kl": 1.0, "dino": 1.0}
-    ledger, found, _ = one_step(model, batch, WEIGHTS, linearity)
+    ledger, _, _ = one_step(model, batch, WEIGHTS, linearity)
     decrease = [torch.randn_like(p) for p in model.parameters()]
     flat = torch.cat([d.reshape(-1) for d in decrease]).double()
     wanted = torch.stack([obvious(model, batch, name) @ flat for name in WEIGHTS])
-    torch.testing.assert_close(ledger.descent([d.reshape(-1) for d in decrease], found), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ledger.along(dict(enumerate(decrease))), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-5])
@@ -411,4 +411,4 @@ def test_descent_is_the_first_order_decrease() -> None:
         decrease = [1e-3 * torch.randn_like(p) for p in model.parameters()]
         long = torch.cat([d.reshape(-1).double() for d in decrease])
         wanted = torch.stack([obvious(model, batch, n) @ long for n in found.names])
-        assert torch.allclose(ledger.descent(decrease, found), wanted, atol=1e-9, rtol=1e-4)
+        assert torch.allclose(ledger.along(dict(enumerate(decrease))), wanted, atol=1e-9, rtol=1e-4)

@@ -497,16 +497,31 @@ def test_the_first_order_decrease_is_right_on_average() -> None:
     decrease = [
         (1e-3 * p.grad + 1e-4 * torch.randn(p.shape, generator=generator)).reshape(-1) for p in model.parameters()
     ]
-    wanted = exact_ledger.descent(decrease, exact)
+    wanted = exact_ledger.along(dict(enumerate(decrease)))
     found = []
     for seed in range(40):
         model.zero_grad()
-        ledger, gradients, _ = step(model, batch, seed, Linearity())
-        found.append(ledger.descent(decrease, gradients))
+        ledger, _, _ = step(model, batch, seed, Linearity())
+        found.append(ledger.along(dict(enumerate(decrease))))
     found = torch.stack(found)
     bound = exact.gram[""].diagonal()[:-1].sqrt() * linalg.squares([decrease])[0].sqrt()
     assert ((found.mean(0) - wanted).abs() <= 0.06 * bound).all()
     assert ((found - wanted).abs() <= 0.6 * bound).all()
+
+
+def test_the_decrease_is_the_difference_of_two_sketches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an update of a millionth of the weights, and taken in several turns, as if the update had been sketched."""
+    monkeypatch.setattr("lossdoctor.probe.sketch._ROWS_OF", 200)
+    model = Three()
+    ledger, _, _ = step(model, [x(33, 24)], 0, Linearity())
+    before = [p.detach().clone() for p in model.parameters()]
+    after = [p + 1e-6 * torch.randn_like(p) for p in before]
+    update = [b.double() - a.double() for b, a in zip(before, after, strict=True)]
+    wanted = ledger.along(dict(enumerate(update)))
+    found = ledger.along(dict(enumerate(before))) - ledger.along(dict(enumerate(after)))
+    length = linalg.squares([update])[0].sqrt()
+    for name, value, right in zip(ledger.losses, found, wanted, strict=True):
+        assert abs(value - right) <= 1e-3 * length * linalg.squares([ledger.rows.get(name) or ledger.total])[0].sqrt()
 
 
 def test_nothing_stays_on_the_graph_or_in_memory() -> None:

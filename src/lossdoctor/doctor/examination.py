@@ -21,6 +21,7 @@ from lossdoctor.probe.capture import Capture
 from lossdoctor.probe.differences import DISAGREE, IN_BACKWARD, MODE, UNTOLD, Again, slopes
 from lossdoctor.probe.ledger import Ledger
 from lossdoctor.probe.obstacles import Obstacles, obstacles
+from lossdoctor.probe.sampling import LONG, ONE_IN
 from lossdoctor.probe.sharded import reduces
 from lossdoctor.probe.sketch import DOUBTFUL, SIZE, Sketch
 from lossdoctor.probe.snapshot import Gradients, Shadow, Snapshot
@@ -264,6 +265,9 @@ class Examination:
             ema=self._followed("ema", self.patient.ema),
             teacher=self._followed("teacher", self.patient.teacher),
         )
+        if any(watch.sampled for watch in (self.patient.ema, self.patient.teacher) if watch is not None):
+            self.out.tell("copies", "long_tensors", LONG)
+            self.out.tell("copies", "one_in", ONE_IN)
         self._measure(metrics.BEFORE_STEP)
 
     def _followed(self, role: str, watch: ShadowWatch | None) -> Shadow | None:
@@ -306,9 +310,9 @@ class Examination:
         with self.out.guard("steps"):
             if self._watch is None:
                 where = self._ledger.where if self._ledger else self.patient.look()
-                # A sketch is there to save memory, so that its copy of the parameters does not outlive the step.
+                # A sketch is there to save memory, so that its copies of the heads do not outlive the step.
                 packers = {} if self.patient.mode == "sketch" else self.patient.updates
-                self._watch = UpdateWatch(where, self.patient.heads, packers)
+                self._watch = UpdateWatch(where, self.patient.heads, self._ledger, packers)
             self._watch.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -322,13 +326,13 @@ class Examination:
             with self.out.guard("steps"):
                 gradients = None if self.snapshot is None else self.snapshot.gradients
                 sound = "steps" not in self.out.off
-                self._watch.join(optimizer, self._ledger, gradients, self.patient.summed, sound=sound)
+                self._watch.join(optimizer, gradients, self.patient.summed, sound=sound)
 
     def finish(self) -> Readings:
         """All readings of the step, still on their device."""
         if self._watch is not None and self.snapshot is not None:
             with self.out.guard("steps"):
-                updates = self._watch.settle(self._ledger, self.snapshot.gradients)
+                updates = self._watch.settle(self.snapshot.gradients)
                 self.snapshot = replace(self.snapshot, updates=updates)
                 if self._watch.failures is not None:
                     self.readings[_FAILURES] = self._watch.failures

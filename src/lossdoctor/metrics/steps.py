@@ -61,7 +61,8 @@ def clipping(pre_clip: Tensor, post_clip: Tensor) -> Readings:
 
 @metric
 def shadows(*, ema: Shadow | None = None, teacher: Shadow | None = None) -> Readings:
-    """Do the slow copies follow? Norms are over all parameters as one vector; live = the weights that are followed.
+    """Do the slow copies follow? Norms are over all parameters as one vector; live = the weights that are followed. The
+    Doctor estimates squared norms over long parameters from a sixteenth of their elements, the same for all of them.
 
     `ema/distance`, `teacher/distance` = |copy - live| / |live|, >= 0; absent without live weights that match.
     `ema/momentum`, `teacher/momentum` = 1 - |change of the copy| / |live - copy before|, the d of

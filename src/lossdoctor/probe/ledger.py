@@ -233,19 +233,27 @@ class Ledger:
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
         rows = [self.rows.get(name, silent) for name in names]
         k, residual = len(names), [[*(-weight for weight in weights), 1.0]] if self.calibrating else []
-        parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
-        for (labels, follows, alone), indices in self._groups(rows).items():
-            pieces = [[row[i] for i in indices] for row in (*rows, self.total)]
+        groups = self._groups(rows)
+        problems: list[tuple[Sequence[linalg.Pieces], Sequence[Sequence[float]]]] = []
+        orders: list[list[int]] = []
+        for (_, follows, alone), indices in groups.items():
             combination = residual if follows is None else [self._rest(follows)]
+            held = (self.total,) if alone else (*rows, self.total)
+            problems.append(([[row[i] for i in indices] for row in held], () if alone else combination))
+            # What follows from the total is a combination, and stands where the loss that follows has no row.
+            own = [k + 1 if name == follows else i for i, name in enumerate(names)]
+            orders.append([0] if alone else [*own, k, *range(k + 1, k + 1 + len(residual))])
+        parts: list[tuple[tuple[str, ...], Tensor, tuple[bool, ...]]] = []
+        for ((labels, follows, alone), indices), found, (_, combined), order in zip(
+            groups.items(), linalg.grams(problems, orders), problems, orders, strict=True
+        ):
             touched = tuple(
-                name == follows or any(p is not None for p in row) for name, row in zip(names, pieces[:k], strict=True)
+                name == follows or (not alone and any(row[i] is not None for i in indices))
+                for name, row in zip(names, rows, strict=True)
             )
-            part = self._gram_of_total(pieces[k], combination) if alone else linalg.gram(pieces, combination)
-            part = self.known.put_right(part, indices, (*rows, self.total), combination, self._base or silent)
-            if follows is not None:
-                order = [k + 1 if name == follows else i for i, name in enumerate(names)] + [k]
-                part = part[order][:, order]
-            parts.append((labels, part, touched))
+            held = (self.total,) if alone else (*rows, self.total)
+            part = self.known.put_right(found, indices, held, combined, order=order, before=self._base or silent)
+            parts.append((labels, self._multiples_of_total(part, follows) if alone else part, touched))
         if self.summed is not None:
             sums = self.summed([part for _, part, _ in parts])
             parts = [(labels, part, touched) for (labels, _, touched), part in zip(parts, sums, strict=True)]
@@ -296,11 +304,11 @@ class Ledger:
             groups.setdefault((labels, self._of_total(index), alone), []).append(index)
         return groups
 
-    def _gram_of_total(self, total: linalg.Pieces, combination: Sequence[Sequence[float]]) -> Tensor:
-        """The same as `linalg.gram` when all rows but the total are zero: one norm, and multiples of it."""
-        k = len(self.losses)
-        square = linalg.norms([piece for piece in total if piece is not None]).double().square().sum()
-        factors = torch.tensor([0.0] * k + [1.0] + [c[k] for c in combination], dtype=torch.float64)
+    def _multiples_of_total(self, square: Tensor, follows: str | None) -> Tensor:
+        """The Gram matrix where the total alone is not zero, from its squared norm, (1, 1): of the losses, the total,
+        and what is left of it when all losses were measured."""
+        own = [1.0 / self.losses[name] if name == follows else 0.0 for name in self.losses]
+        factors = torch.tensor([*own, 1.0, *([1.0] if self.calibrating else [])], dtype=torch.float64)
         return factors.outer(factors).to(square.device) * square
 
     def _unit(self, whole: Tensor, weights: Sequence[float]) -> Tensor:
@@ -323,22 +331,32 @@ class Ledger:
             return None
         return self.source_gradient if self.scale is None else self.source_gradient / self.scale, z1.detach()
 
-    def descent(self, decrease: Sequence[Tensor | None], gradients: Gradients) -> Tensor:
-        """-<theta_after - theta_before, g_i> for every loss, (K,); `decrease` is theta_before - theta_after."""
+    def along(self, vectors: Mapping[int, Tensor]) -> Tensor:
+        """<v, g_i> of every loss, (K,), float64, over the parameters that are given: each index with its part of v.
+
+        Two of them may be subtracted, of the parameters before and after a step: see `linalg.fine_products`.
+        """
+        names = tuple(self.losses)
         silent: list[Tensor | None] = [None] * len(self.where.parameters)
-        rows = [*(self.rows.get(name, silent) for name in gradients.names), self.total]
-        if self.sketch is not None:
-            decrease = [self.sketch.held(i, piece) for i, piece in enumerate(decrease)]
-        groups: dict[str | None, list[int]] = {}
-        for p in range(len(silent)):
-            groups.setdefault(self._of_total(p), []).append(p)
-        each = torch.zeros(len(gradients.names), dtype=torch.float64, device=gradients.gram[""].device)
-        for follows, indices in groups.items():
-            found = linalg.products([[row[p] for p in indices] for row in rows], [decrease[p] for p in indices])
-            each = each + found[:-1].to(each)
+        rows = [self.rows.get(name, silent) for name in names]
+        groups: dict[tuple[str | None, bool], list[int]] = {}
+        for p in vectors:
+            follows, alone = self._of_total(p), all(row[p] is None for row in rows)
+            if not alone or follows is not None:
+                groups.setdefault((follows, alone), []).append(p)
+        problems = []
+        for (follows, alone), indices in groups.items():
+            needed = ([] if alone else rows) + ([self.total] if follows is not None else [])
+            held = [vectors[p] if self.sketch is None else self.sketch.finely(p, vectors[p]) for p in indices]
+            problems.append(([[row[p] for p in indices] for row in needed], held))
+        each = torch.zeros(len(names), dtype=torch.float64)
+        for (follows, alone), found in zip(groups, linalg.fine_products(problems), strict=True):
+            each = each.to(found.device)
+            if not alone:
+                each = each + found[: len(rows)]
             if follows is not None:
                 rest = torch.tensor(self._rest(follows), dtype=each.dtype, device=each.device)
-                each[gradients.names.index(follows)] += found.to(each) @ rest
+                each[names.index(follows)] += found @ (rest[-1:] if alone else rest)
         each = each if self._rescaled is None else each * self._rescaled.to(each)
         return each if self.scale is None else each / self.scale.to(each)
 

@@ -40,11 +40,14 @@ class KnownLengths:
         indices: Sequence[int],
         rows: Sequence[linalg.Pieces],
         combinations: Sequence[Sequence[float]],
+        *,
+        order: Sequence[int],
         before: linalg.Pieces,
     ) -> Tensor:
-        """`linalg.gram` of some parameters' rows, the total being the last, with all that the lengths say of it.
+        """The Gram matrix of some parameters' rows, the total being the last, with all that the lengths say of it.
 
-        before: what was in `.grad` before the step, as it is held; where that was not nothing, the length is not known.
+        gram: as `linalg.grams` reports it in this order. before: what was in `.grad` before the step, as it is held;
+        where that was not nothing, the length is not known.
         """
         shapes: dict[torch.Size, list[int]] = {}
         for i in indices:
@@ -53,7 +56,7 @@ class KnownLengths:
         for alike in shapes.values():
             pieces = [[row[i] for i in alike] for row in rows]
             squares = torch.stack([self._square(i, before[i]) for i in alike])
-            gram = gram + linalg.gained(pieces, combinations, squares).to(gram)
+            gram = gram + linalg.gained(pieces, combinations, squares)[order][:, order].to(gram)
         return gram
 
     def _square(self, i: int, before: Tensor | None) -> Tensor:

@@ -37,6 +37,8 @@ EXACT_UP_TO = 10_000_000
 """Trained parameters up to which "auto" takes exact gradients. Where it comes from is in docs/sketch.md."""
 DOUBTFUL = 0.05
 """|g - sum w_i g_i| / (|g| + sum |w_i g_i|) of one weight above which it is not sketched again. bfloat16 makes 0.01."""
+_ROWS_OF = 2**18
+"""Elements of a weight that are in float64 at a time."""
 MODES = ("auto", "exact", "sketch", "finite-difference", "off")
 
 
@@ -95,6 +97,22 @@ class Sketch:
         with torch.no_grad(), _plain(tensor):
             rows = wide(tensor).reshape(len(left), -1)
             return left.t().to(rows) @ (rows @ right.to(rows)) * _scale(left, right)
+
+    def finely(self, i: int, tensor: Tensor) -> Tensor:
+        """The same in float64, so that sketches of a weight before and after a step may be subtracted.
+
+        In float32 the difference would drown in rounding, the more so where products may run in TF32 or bfloat16.
+        Takes rows by turns: no copy of the weight is made.
+        """
+        if not self.signs or i not in self.signs:
+            return tensor
+        left, right = self.signs[i]
+        with torch.no_grad(), _plain(tensor):
+            rows, right = tensor.detach().reshape(len(left), -1), right.double()
+            height = max(1, _ROWS_OF // rows.shape[1])
+            parts = zip(torch.split(rows, height), torch.split(left, height), strict=True)
+            found = torch.stack([sides.double().t() @ (part.double() @ right) for part, sides in parts]).sum(0)
+            return found * _scale(left, right)
 
     def like(self, i: int) -> Tensor:
         """Something of the size and the dtype in which gradients of parameter i are held."""
