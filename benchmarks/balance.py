@@ -99,6 +99,8 @@ first steps on, and its gradient is next to nothing. Look at `post/` before you 
     ),
 }
 WELL = Plan("well")
+Trained = Mapping[int, Any]
+"""Seed to what is known of a training."""
 
 
 def random_weights(losses: Iterable[str], seed: int) -> str:
@@ -152,9 +154,15 @@ def stays(case: Case, found: Mapping[str, Any]) -> bool:
 
 
 def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
-    wells = {seed: ledger.of(case.program, WELL, seed, STEPS) for seed in range(seeds)}
-    spread = {g: statistics.stdev(w["grades"][g] for w in wells.values()) for g in case.grades}
-    rows = []
+    def trained(plan: Plan) -> dict[int, Any]:
+        return {seed: ledger.of(case.program, plan, seed, STEPS) for seed in range(seeds)}
+
+    wells, watched = trained(WELL), trained(Plan("well balanced", balance=case.controller))
+    right = " | ".join("{:.3g} ± {:.2g}".format(*middle_and_spread(wells, grade)) for grade in case.grades)
+    rows = [
+        f"| nothing, without the controller | | | {right} |",
+        row(case, "nothing", watched, {}, wells=wells, watched=watched),
+    ]
     for wrong in plans(case, 0):
         with_, without = {}, {}
         for seed in range(seeds):
@@ -162,27 +170,38 @@ def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
             with_[seed] = ledger.of(case.program, treated, seed, STEPS)
             if seed < WITHOUT:
                 without[seed] = ledger.of(case.program, untreated, seed, STEPS)
-        there = [reached(case, found) for found in with_.values()]
-        held = sum(stays(case, found) for found in with_.values())
-        cells = []
-        for grade in case.grades:
-            off = compared(wells, without, grade)
-            on = compared(wells, with_, grade)
-            within = not on.clear or abs(on.difference) <= 2 * spread[grade]
-            cells.append(f"{off.arm:.3g} / {on.arm:.3g} ({on.low:+.2g} to {on.high:+.2g}){'' if within else ' `**`'}")
-        slowest = max(there)
-        last = "not all" if math.isinf(slowest) else f"{slowest:.0f}"
-        rows.append(f"| {wrong} | {last} | {held} of {seeds} | {' | '.join(cells)} |")
+        rows.append(row(case, wrong, with_, without, wells=wells, watched=watched))
     head = "| weight of | in the band by | stays | " + " | ".join(case.grades) + " |"
-    right = " | ".join(
-        f"{statistics.mean(w['grades'][g] for w in wells.values()):.3g} ± {spread[g]:.2g}" for g in case.grades
-    )
-    lines = [head, "|" + "---|" * (3 + len(case.grades)), f"| nothing | | | {right} |", *rows]
-    return "\n".join(lines)
+    return "\n".join([head, "|" + "---|" * (3 + len(case.grades)), *rows])
 
 
-def compared(wells: Mapping[int, Any], others: Mapping[int, Any], grade: str) -> Effect:
-    sides = [{seed: found["grades"][grade] for seed, found in side.items()} for side in (wells, others)]
+def row(case: Case, told: str, with_: Trained, without: Trained, *, wells: Trained, watched: Trained) -> str:
+    """One line of the table. wells: the right weights. watched: the right weights under the controller."""
+    slowest = max(reached(case, found) for found in with_.values())
+    last = "not all" if math.isinf(slowest) else f"{slowest:.0f}"
+    held = sum(stays(case, found) for found in with_.values())
+    cells = []
+    for grade in case.grades:
+        on = compared(wells, with_, grade)
+        off = f"{compared(wells, without, grade).arm:.3g} / " if without else ""
+        marks = "*" * (outside(wells, with_, grade) + (outside(wells, with_, grade) and outside(watched, with_, grade)))
+        cells.append(f"{off}{on.arm:.3g} ({on.low:+.2g} to {on.high:+.2g}){f' `{marks}`' if marks else ''}")
+    return f"| {told} | {last} | {held} of {len(with_)} | {' | '.join(cells)} |"
+
+
+def middle_and_spread(trained: Trained, grade: str) -> tuple[float, float]:
+    values = [found["grades"][grade] for found in trained.values()]
+    return statistics.mean(values), statistics.stdev(values)
+
+
+def outside(base: Trained, others: Trained, grade: str) -> bool:
+    """Whether the difference is more than noise: the interval leaves 0 out, and it is more than two deviations."""
+    found = compared(base, others, grade)
+    return found.clear and abs(found.difference) > 2 * middle_and_spread(base, grade)[1]
+
+
+def compared(base: Trained, others: Trained, grade: str) -> Effect:
+    sides = [{seed: found["grades"][grade] for seed, found in side.items()} for side in (base, others)]
     found = effect(*sides)
     assert found is not None
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -53,7 +54,7 @@ from lossdoctor.rules import Finding
 from lossdoctor.sinks import Sink
 from lossdoctor.store import Run
 from lossdoctor.store.provenance import provenance
-from lossdoctor.treat import Balancer, Ramp, Weighting, at_step, balancer
+from lossdoctor.treat import Balancer, Measured, Ramp, Weighting, at_step, balancer
 
 T = TypeVar("T")
 Readings = dict[str, "Tensor | Maybe"]
@@ -317,7 +318,10 @@ class Doctor:
             again = self._about_to(losses)
             losses = losses()
         total = self._handed_in(losses, weights or {}, again, recorded=True)
+        handed = self._handed
         self.before_backward(foreign=backward is not None, scaler=scaler)
+        if handed is not None and self._treatment is not None and self._treatment.fresh:
+            total = self._begun(self._treatment, handed[0], total)
         if backward is not None:
             backward(total)
         else:
@@ -373,6 +377,35 @@ class Doctor:
             given, factors, again = handed
             self._observing = self._examination
             self._examination.before_backward(given, factors, foreign=foreign, scaler=scaler, again=again)
+
+    def _begun(self, treatment: Treatment, losses: Mapping[str, Tensor], total: Tensor) -> Tensor:
+        """The total with which the first step is to be taken, now that its gradients are known.
+
+        Weights that are wrong by a factor of 100 would otherwise have one step to themselves, and the second moments
+        of Adam remember its gradient for hundreds. On several ranks each knows its own gradients alone until they meet.
+        """
+        ledger = self._examination and self._examination.ledger
+        if ledger is None or self._meeting is not None or self._patient.summed is not None:
+            return total
+        with self._out.guard("balance"):
+            if (gram := ledger.so_far()) is None:
+                return total
+            values = torch.stack([loss.detach().to(gram) for loss in losses.values()])
+            seen = Measured(
+                names=tuple(losses),
+                kinds=tuple(map(self._patient.kind, losses)),
+                gram=gram.cpu().numpy(),
+                weights=np.array([float(self._weights[name]) for name in losses]),
+                losses=values.cpu().numpy(),
+                step=self._out.step,
+            )
+            if treatment.begin(seen):
+                # A factor of 1 was in use until now.
+                self._weights = {name: w * treatment.factors.get(name, 1.0) for name, w in self._weights.items()}
+                total = weighted_total(losses, self._weights)
+                ledger.losses.update({name: float(self._weights[name]) for name in losses})
+                self._pending.correct(self._out.step, "loss/total", total)
+        return total
 
     def after_backward(self) -> None:
         """The backward announced by `before_backward` is done, and nothing has touched the gradients since."""
@@ -587,7 +620,9 @@ class Doctor:
             if self._treatment is not None:
                 with self._out.guard("balance"):
                     kinds = {name: self._patient.kind(name) for name in self._weights}
-                    self._treatment.learn(self._out.step, self.ret, kinds)
+                    posterior = snapshot.posterior if (snapshot := self._examination.snapshot) else None
+                    dimensions = None if posterior is None else posterior.mu[:1].numel()
+                    self._treatment.learn(self._out.step, self.ret, kinds, dimensions)
             if (snapshot := self._examination.snapshot) and snapshot.flow:
                 self._last_flow = snapshot.flow
             if self._live is not None:
