@@ -8,20 +8,22 @@ Every training is kept in the folder of `--work`; one that is interrupted goes o
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from patients import Ledger, Plan, one_thread
+from meter import Took, ratios, timed
+from patients import Ledger, Plan, compared, one_thread
 
-from lossdoctor.ablate.effects import Effect, effect
+from lossdoctor.ablate.effects import t_975
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe
 from lossdoctor.reference import ReferenceConfig, Trainer
@@ -122,7 +124,7 @@ def plans(case: Case, seed: int) -> dict[str, tuple[Plan, Plan]]:
     }
 
 
-def ratios(case: Case, found: Mapping[str, Any]) -> dict[str, list[float]]:
+def strengths(case: Case, found: Mapping[str, Any]) -> dict[str, list[float]]:
     """Of every loss that has a band, at measured steps, over the anchor."""
     strength = found["strength"]
     return {n: [a / b for a, b in zip(strength[n], strength[case.anchor], strict=True)] for n in case.banded}
@@ -135,7 +137,7 @@ def inside(case: Case, name: str, ratio: float) -> bool:
 
 def reached(case: Case, found: Mapping[str, Any]) -> float:
     """The first measured step with all ratios in their bands."""
-    each = ratios(case, found)
+    each = strengths(case, found)
     for i, step in enumerate(found["steps"]):
         if all(inside(case, name, values[i]) for name, values in each.items()):
             return float(step)
@@ -146,7 +148,8 @@ def stays(case: Case, found: Mapping[str, Any]) -> bool:
     """Whether the median of what is measured from `FROM` on is in the band, for every loss."""
     late = [i for i, step in enumerate(found["steps"]) if step >= FROM]
     return all(
-        inside(case, name, statistics.median(values[i] for i in late)) for name, values in ratios(case, found).items()
+        inside(case, name, statistics.median(values[i] for i in late))
+        for name, values in strengths(case, found).items()
     )
 
 
@@ -154,10 +157,8 @@ def stays(case: Case, found: Mapping[str, Any]) -> bool:
 
 
 def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
-    def trained(plan: Plan) -> dict[int, Any]:
-        return {seed: ledger.of(case.program, plan, seed, STEPS) for seed in range(seeds)}
-
-    wells, watched = trained(WELL), trained(Plan("well balanced", balance=case.controller))
+    balanced = Plan("well balanced", balance=case.controller)
+    wells, watched = (ledger.seeds(case.program, plan, seeds, STEPS) for plan in (WELL, balanced))
     right = " | ".join("{:.3g} ± {:.2g}".format(*middle_and_spread(wells, grade)) for grade in case.grades)
     rows = [
         f"| nothing, without the controller | | | {right} |",
@@ -198,13 +199,6 @@ def outside(base: Trained, others: Trained, grade: str) -> bool:
     """Whether the difference is more than noise: the interval leaves 0 out, and it is more than two deviations."""
     found = compared(base, others, grade)
     return found.clear and abs(found.difference) > 2 * middle_and_spread(base, grade)[1]
-
-
-def compared(base: Trained, others: Trained, grade: str) -> Effect:
-    sides = [{seed: found["grades"][grade] for seed, found in side.items()} for side in (base, others)]
-    found = effect(*sides)
-    assert found is not None
-    return found
 
 
 # Random starts
@@ -266,36 +260,34 @@ def impossible(ledger: Ledger) -> str:
 
 
 def cost(rounds: int) -> str:
-    """Whole blocks of 50 steps in turn: plain, measured, measured and balanced."""
+    """Blocks of 50 steps in turn: plain, measured, measured and balanced; the order moves on by one each round."""
     trainers = {way: Trainer(ReferenceConfig()) for way in ("plain", "measured", "balanced")}
     doctors: dict[str, Doctor | None] = {"plain": None}
     for way in ("measured", "balanced"):
         balance = "ratio" if way == "balanced" else None
         doctors[way] = Doctor(**trainers[way].patient(), every=EVERY, balance=balance, live=False)
         observe.deactivate(doctors[way])
-    clock: dict[str, list[float]] = {way: [] for way in trainers}
-    work: dict[str, list[float]] = {way: [] for way in trainers}
+    took: dict[str, list[Took]] = {way: [] for way in trainers}
+    ways = list(trainers)
     for trainer in trainers.values():
         trainer.autoencoder_ready = True
         trainer.system.train()
     for turn in range(2 + rounds):  # the first two blocks are measured more often
-        for way, trainer in trainers.items():
+        gc.collect()
+        for way in ways[turn % 3 :] + ways[: turn % 3]:
             doctor = doctors[way]
             if doctor is not None:
                 observe.activate(doctor)
-            began, used = time.perf_counter(), time.process_time()
-            for _ in range(EVERY):
-                trainer._train_step(doctor)
+            one = timed(partial(block, trainers[way], doctor))
             if turn >= 2:
-                clock[way].append(time.perf_counter() - began)
-                work[way].append(time.process_time() - used)
+                took[way].append(one)
             if doctor is not None:
                 observe.deactivate(doctor)
     for doctor in doctors.values():
         if doctor is not None:
             doctor.close(rollout=False)
     rows = "\n".join(
-        f"| {name} | {spread(work, way, base)} | {spread(clock, way, base)} |"
+        f"| {name} | {' | '.join(middle(ratios(took, way, clock, base)) for clock in Took._fields[::-1])} |"
         for name, way, base in (
             ("measured, not balanced, over plain", "measured", "plain"),
             ("measured and balanced, over plain", "balanced", "plain"),
@@ -305,17 +297,26 @@ def cost(rounds: int) -> str:
     return f"| 50 steps | processor | clock |\n|---|---|---|\n{rows}"
 
 
-def spread(times: Mapping[str, list[float]], way: str, base: str) -> str:
-    low, middle, high = np.percentile(np.array(times[way]) / np.array(times[base]), [25, 50, 75])
-    return f"{middle:.3f} ({low:.3f} - {high:.3f})"
+def block(trainer: Trainer, doctor: Doctor | None) -> None:
+    """As many steps as there are to one measurement."""
+    for _ in range(EVERY):
+        trainer._train_step(doctor)
+
+
+def middle(values: list[float]) -> str:
+    """Mean, and half of its 95 % interval."""
+    half = t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
 HOW = f"""One weight is 100 times too large (even seeds) or too small (odd seeds), or all are at random between.
 Trainings of {STEPS} steps under `balance="ratio"`, `every={EVERY}`, against the same training with its own weights.
 "In the band by": the first measured step with every ratio in its band, of the slowest seed. "Stays": seeds in which the
 median of every ratio measured from step {FROM} on is in its band. Then grades on data not trained on: without the
-controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights). `**`: the
-interval leaves 0 out, and the difference is more than two standard deviations of the right weights over the seeds."""
+controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights without it).
+`*`: the interval leaves 0 out, and the difference is more than two standard deviations over the seeds of the right
+weights. `**`: so it is from the right weights under the controller too, which moves them as well where a ratio leaves
+its band on its own."""
 
 
 def page(ledger: Ledger, cases: Iterable[Case], seeds: int, number: int, rounds: int) -> str:
@@ -347,7 +348,7 @@ The controller stops, says why in an event `balance_stopped`, and training goes 
 ## What it costs
 
 The reference system at its full size, `every={EVERY}`, one thread, {rounds} rounds after the first 100 steps; ratios
-within a round, median (quartiles). In its first 100 steps a balanced run measures every fifth step.
+within a round, mean and 95 % interval. In its first 100 steps a balanced run measures every fifth step.
 
 {cost(rounds)}
 """
@@ -358,7 +359,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--programs", nargs="+", choices=sorted(CASES), default=list(CASES))
     parser.add_argument("--starts", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--work", type=Path, default=Path("runs/balance"))
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()

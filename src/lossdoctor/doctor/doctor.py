@@ -384,7 +384,7 @@ class Doctor:
         Weights that are wrong by a factor of 100 would otherwise have one step to themselves, and the second moments
         of Adam remember its gradient for hundreds. On several ranks each knows its own gradients alone until they meet.
         """
-        ledger = self._examination and self._examination.ledger
+        ledger = None if self._examination is None else self._examination.ledger
         if ledger is None or self._meeting is not None or self._patient.summed is not None:
             return total
         with self._out.guard("balance"):

@@ -143,12 +143,12 @@ class RatioController(Balancer):
         was, now = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) for gram in (before, seen.gram))
         if not was[anchor] > 0 or not now[anchor] > 0:
             return np.ones(len(was))
-        return np.divide(now / now[anchor], was / was[anchor], out=np.ones(len(was)), where=was > 0)
+        return np.asarray(np.divide(now / now[anchor], was / was[anchor], out=np.ones(len(was)), where=was > 0))
 
     @staticmethod
     def _scale(seen: Measured, factors: Mapping[str, float]) -> Matrix:
         """(K,): what a gradient is multiplied with, all in all."""
-        return np.abs(seen.weights) * np.array([factors[name] for name in seen.names])
+        return np.asarray(np.abs(seen.weights) * np.array([factors[name] for name in seen.names]))
 
     def _strengths(self, seen: Measured, factors: Mapping[str, float]) -> tuple[Matrix, Matrix]:
         """(K,) norms of the weighted gradients, of the mean Gram and of the last one."""
