@@ -267,11 +267,11 @@ def test_before_the_first_step_only_what_is_far_too_strong_is_made_weaker() -> N
 
 def test_what_comes_near_by_itself_is_waited_for() -> None:
     one, factors = RatioController(), dict.fromkeys(NAMES, 1.0)
-    for step in range(12):
-        factors = one.advise(seen(of_norms(1, 1, 1.5**step), [1.0, 0.3, 0.002], step=step), factors).factors
+    for step in range(7):
+        factors = one.advise(seen(of_norms(1, 1, 1.8**step), [1.0, 0.3, 0.005], step=step), factors).factors
     assert factors == dict.fromkeys(NAMES, 1.0)
     for step in range(12):
-        factors = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 0.002], step=step), factors).factors
+        factors = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 0.005], step=step), factors).factors
     assert factors["kl"] > 10, "it no longer gains"
 
 

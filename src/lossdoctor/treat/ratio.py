@@ -23,8 +23,6 @@ _GROSS = 5.0
 """Times the top of its band, above which a loss is weakened before the first step: healthy ones begin at 2.4 times."""
 _SOON = 10
 """Measurements within which a loss that gains on the anchor by itself must come into its band, to be waited for."""
-_FASTEST = 10.0
-"""Times, at most, that it is believed to gain from one measurement to the next."""
 _KNOWS = 1.0
 """Nats of a sample, the least that a posterior knows whose KL is raised."""
 
@@ -56,6 +54,7 @@ class RatioController(Balancer):
     name: str = "ratio"
     _gram: Matrix | None = None
     _last: Matrix | None = None
+    _rates: Matrix | None = None
     _names: tuple[str, ...] = ()
     _seen: int = 0
     _stuck: dict[str, int] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class RatioController(Balancer):
         if self._stopped is not None or anchor is None:
             return Advice(current, {}, self._stopped)
         self._seen += 1
-        gained = self._gained(seen, anchor)
+        rates = self._follow(seen, anchor)
         reasons: dict[str, str] = {}
         if self._seen <= self.warmup:
             return Advice(current, reasons)
@@ -113,8 +112,8 @@ class RatioController(Balancer):
                     del self._chases[name]
                 continue
             if wanted > 1:
-                soon = now * min(float(gained[i]), _FASTEST) ** _SOON
-                if soon > low or (seen.kinds[i] == "kl" and seen.nats < _KNOWS):
+                soon = math.log(now) + _SOON * float(rates[i]) if now > 0 else -math.inf
+                if soon > math.log(low) or (seen.kinds[i] == "kl" and seen.nats < _KNOWS):
                     continue
                 if (back := self._in_vain(name, now, current[name])) is not None:
                     current[name], reasons[name] = back
@@ -135,15 +134,21 @@ class RatioController(Balancer):
         """Those of them that share a parameter with the anchor, as far as their gradients tell."""
         return [i for i in self._banded(seen, anchor) if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
 
-    def _gained(self, seen: Measured, anchor: int) -> Matrix:
-        """(K,): times what it was at the last measurement each unweighted gradient is beside the anchor's; else 1."""
+    def _follow(self, seen: Measured, anchor: int) -> Matrix:
+        """(K,): logarithm of what each unweighted gradient gains beside the anchor's from one measurement to the next.
+
+        A running mean, as one measurement alone may well be smaller than the one before in the middle of a rise.
+        """
         before, self._last = self._last, seen.gram
         if before is None or before.shape != seen.gram.shape:
-            return np.ones(len(seen.names))
+            self._rates = np.zeros(len(seen.names))
+            return self._rates
         was, now = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) for gram in (before, seen.gram))
-        if not was[anchor] > 0 or not now[anchor] > 0:
-            return np.ones(len(was))
-        return np.asarray(np.divide(now / now[anchor], was / was[anchor], out=np.ones(len(was)), where=was > 0))
+        known = (was > 0) & (now > 0) & bool(was[anchor] > 0 and now[anchor] > 0)
+        gained = np.log(np.where(known, now, 1.0)) - np.log(np.where(known, was, 1.0))
+        beside = np.where(known, gained - gained[anchor], 0.0)
+        self._rates = 0.5 * (beside if self._rates is None else self._rates + beside)
+        return self._rates
 
     @staticmethod
     def _scale(seen: Measured, factors: Mapping[str, float]) -> Matrix:
@@ -190,14 +195,20 @@ class RatioController(Balancer):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Balancer.state_dict`."""
-        told = {"gram": self._gram, "last": self._last, "names": list(self._names), "seen": self._seen}
+        told = {
+            "gram": self._gram,
+            "last": self._last,
+            "rates": self._rates,
+            "names": list(self._names),
+            "seen": self._seen,
+        }
         chases = {name: asdict(chase) for name, chase in self._chases.items()}
         return state_of({**told, "stuck": dict(self._stuck), "chases": chases, "stopped": self._stopped})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Balancer.load_state_dict`."""
-        grams = (state["gram"], state.get("last"))
-        self._gram, self._last = (None if gram is None else np.array(gram, np.float64) for gram in grams)
+        kept = (state["gram"], state.get("last"), state.get("rates"))
+        self._gram, self._last, self._rates = (None if one is None else np.array(one, np.float64) for one in kept)
         self._names, self._seen = tuple(state["names"]), int(state["seen"])
         self._stuck, self._stopped = dict(state["stuck"]), state["stopped"]
         self._chases = {name: Chase(**chase) for name, chase in state.get("chases", {}).items()}
