@@ -259,54 +259,54 @@ def impossible(ledger: Ledger) -> str:
 # Cost
 
 
+FIRST = 5
+"""Rounds that are not counted."""
+
+
 def cost(rounds: int) -> str:
-    """Blocks of 50 steps in turn: plain, measured, measured and balanced; the order moves on by one each round."""
-    trainers = {way: Trainer(ReferenceConfig()) for way in ("plain", "measured", "balanced")}
-    doctors: dict[str, Doctor | None] = {"plain": None}
-    for way in ("measured", "balanced"):
-        balance = "ratio" if way == "balanced" else None
-        doctors[way] = Doctor(**trainers[way].patient(), every=EVERY, balance=balance, live=False)
-        observe.deactivate(doctors[way])
-    took: dict[str, list[Took]] = {way: [] for way in trainers}
-    ways = list(trainers)
-    for trainer in trainers.values():
-        trainer.autoencoder_ready = True
-        trainer.system.train()
-    for turn in range(2 + rounds):  # the first two blocks are measured more often
+    """Single steps in turn, in an order that moves on by one each round: a block of 50 is too long to be quiet."""
+    ways = {"plain": None, "off-due": (10**6, "ratio"), "due": (1, None), "balanced": (1, "ratio")}
+    trainers = {way: Trainer(ReferenceConfig()) for way in ways}
+    doctors: dict[str, Doctor | None] = {}
+    for way, how in ways.items():
+        trainers[way].autoencoder_ready = True
+        trainers[way].system.train()
+        patient = trainers[way].patient()
+        doctors[way] = None if how is None else Doctor(**patient, every=how[0], balance=how[1], live=False)
+        if (doctor := doctors[way]) is not None:
+            observe.deactivate(doctor)
+    took: dict[str, list[Took]] = {way: [] for way in ways}
+    names = list(ways)
+    for turn in range(FIRST + rounds):
         gc.collect()
-        for way in ways[turn % 3 :] + ways[: turn % 3]:
+        for way in names[turn % 4 :] + names[: turn % 4]:
             doctor = doctors[way]
             if doctor is not None:
                 observe.activate(doctor)
-            one = timed(partial(block, trainers[way], doctor))
-            if turn >= 2:
+            one = timed(partial(trainers[way]._train_step, doctor))
+            if turn >= FIRST:
                 took[way].append(one)
             if doctor is not None:
                 observe.deactivate(doctor)
-    for doctor in doctors.values():
-        if doctor is not None:
-            doctor.close(rollout=False)
-    rows = "\n".join(
-        f"| {name} | {' | '.join(middle(ratios(took, way, clock, base)) for clock in Took._fields[::-1])} |"
-        for name, way, base in (
-            ("measured, not balanced, over plain", "measured", "plain"),
-            ("measured and balanced, over plain", "balanced", "plain"),
-            ("measured and balanced, over measured", "balanced", "measured"),
-        )
-    )
-    return f"| 50 steps | processor | clock |\n|---|---|---|\n{rows}"
+    for doctor in filter(None, doctors.values()):
+        doctor.close(rollout=False)
+    found = {way: ratios(took, way, "processor") for way in ways}
+    shares = {way: [(one - 1) / EVERY for one in found[way]] for way in ("due", "balanced")}
+    rows = {
+        "a step that is not measured, under a balancer": middle(found["off-due"]),
+        "a measured step, not balanced": middle(found["due"]),
+        "a measured step, balanced": middle(found["balanced"]),
+        f"what measuring adds to the average at `every={EVERY}`": middle(shares["due"], 4),
+        "what measuring and balancing add": middle(shares["balanced"], 4),
+        "what balancing alone adds": middle([b - a for a, b in zip(shares["due"], shares["balanced"], strict=True)], 4),
+    }
+    return "| over a plain step | processor |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
 
 
-def block(trainer: Trainer, doctor: Doctor | None) -> None:
-    """As many steps as there are to one measurement."""
-    for _ in range(EVERY):
-        trainer._train_step(doctor)
-
-
-def middle(values: list[float]) -> str:
+def middle(values: list[float], digits: int = 3) -> str:
     """Mean, and half of its 95 % interval."""
     half = t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 HOW = f"""One weight is 100 times too large (even seeds) or too small (odd seeds), or all are at random between.
@@ -347,8 +347,8 @@ The controller stops, says why in an event `balance_stopped`, and training goes 
 
 ## What it costs
 
-The reference system at its full size, `every={EVERY}`, one thread, {rounds} rounds after the first 100 steps; ratios
-within a round, mean and 95 % interval. In its first 100 steps a balanced run measures every fifth step.
+The reference system at its full size, one thread, {rounds} rounds of single steps in turn after {FIRST} others; ratios
+within a round, mean and 95 % interval. In its first 100 steps a balanced run with `every={EVERY}` measures every fifth.
 
 {cost(rounds)}
 """
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--programs", nargs="+", choices=sorted(CASES), default=list(CASES))
     parser.add_argument("--starts", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--work", type=Path, default=Path("runs/balance"))
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()

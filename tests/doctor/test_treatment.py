@@ -91,7 +91,7 @@ def test_every_change_has_a_receipt(model: Model) -> None:
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_first_step_is_taken_with_weights_that_are_right(model: Model, micro_batches: int) -> None:
-    """Adam would remember the gradient of a wrong one for hundreds of steps."""
+    """What a wrong one does can still be seen hundreds of steps later."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x, weights = torch.randn(64, 4), {"flow": 1.0, "dino": 30.0, "kl": 0.2}
     with ld.Doctor(model, optimizer, balance="ratio", strict=True) as doctor:

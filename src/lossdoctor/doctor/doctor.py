@@ -381,8 +381,8 @@ class Doctor:
     def _begun(self, treatment: Treatment, losses: Mapping[str, Tensor], total: Tensor) -> Tensor:
         """The total with which the first step is to be taken, now that its gradients are known.
 
-        Weights that are wrong by a factor of 100 would otherwise have one step to themselves, and the second moments
-        of Adam remember its gradient for hundreds. On several ranks each knows its own gradients alone until they meet.
+        Weights that are wrong by a factor of 100 would otherwise have one step to themselves, which can still be seen
+        300 steps later. On several ranks each knows its own gradients alone until they meet.
         """
         ledger = None if self._examination is None else self._examination.ledger
         if ledger is None or self._meeting is not None or self._patient.summed is not None:
