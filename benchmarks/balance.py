@@ -341,7 +341,8 @@ Every weight of the noise-to-data program at 1/100 to 100 times its value (evenl
 
 ## Bands that cannot be reached
 
-The controller stops, says why in an event `balance_stopped`, and training goes on. On the joint program:
+The controller stops, says why in an event `balance_stopped`, and training goes on. Not so where it only waits: a KL
+that it may not raise, as its posterior is at its prior, is waited for without a word. On the joint program:
 
 {impossible(ledger)}
 
