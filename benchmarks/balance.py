@@ -8,20 +8,22 @@ Every training is kept in the folder of `--work`; one that is interrupted goes o
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from patients import Ledger, Plan, one_thread
+from meter import Took, ratios, timed
+from patients import Ledger, Plan, compared, one_thread
 
-from lossdoctor.ablate.effects import Effect, effect
+from lossdoctor.ablate.effects import t_975
 from lossdoctor.doctor import Doctor
 from lossdoctor.probe import observe
 from lossdoctor.reference import ReferenceConfig, Trainer
@@ -93,12 +95,14 @@ CASES = {
         ("nmse", "cos", "kl", "recon"),
         "Autoencoder and flow, trained jointly",
         """The flow learns from a detached latent and shares no parameter with the KL; the default controller says so
-and stops. This one holds the KL at 0.15 to 0.45 of the reconstruction. A gradient is small where a weight is small, and
-also where a loss has nothing left to gain: under a KL that is far too strong the posterior is at the prior from the
-first steps on, and its gradient is next to nothing. Look at `post/` before you balance a KL.""",
+and stops. This one holds the KL at 0.15 to 0.45 of the reconstruction. Its posterior begins at the prior; a KL that
+is far too strong holds it there for a while, and is about as strong as the reconstruction afterwards, at 10 times its
+weight as at 100: the way down takes many measurements, and ends where the band begins.""",
     ),
 }
 WELL = Plan("well")
+Trained = Mapping[int, Any]
+"""Seed to what is known of a training."""
 
 
 def random_weights(losses: Iterable[str], seed: int) -> str:
@@ -120,7 +124,7 @@ def plans(case: Case, seed: int) -> dict[str, tuple[Plan, Plan]]:
     }
 
 
-def ratios(case: Case, found: Mapping[str, Any]) -> dict[str, list[float]]:
+def strengths(case: Case, found: Mapping[str, Any]) -> dict[str, list[float]]:
     """Of every loss that has a band, at measured steps, over the anchor."""
     strength = found["strength"]
     return {n: [a / b for a, b in zip(strength[n], strength[case.anchor], strict=True)] for n in case.banded}
@@ -133,7 +137,7 @@ def inside(case: Case, name: str, ratio: float) -> bool:
 
 def reached(case: Case, found: Mapping[str, Any]) -> float:
     """The first measured step with all ratios in their bands."""
-    each = ratios(case, found)
+    each = strengths(case, found)
     for i, step in enumerate(found["steps"]):
         if all(inside(case, name, values[i]) for name, values in each.items()):
             return float(step)
@@ -144,7 +148,8 @@ def stays(case: Case, found: Mapping[str, Any]) -> bool:
     """Whether the median of what is measured from `FROM` on is in the band, for every loss."""
     late = [i for i, step in enumerate(found["steps"]) if step >= FROM]
     return all(
-        inside(case, name, statistics.median(values[i] for i in late)) for name, values in ratios(case, found).items()
+        inside(case, name, statistics.median(values[i] for i in late))
+        for name, values in strengths(case, found).items()
     )
 
 
@@ -152,9 +157,13 @@ def stays(case: Case, found: Mapping[str, Any]) -> bool:
 
 
 def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
-    wells = {seed: ledger.of(case.program, WELL, seed, STEPS) for seed in range(seeds)}
-    spread = {g: statistics.stdev(w["grades"][g] for w in wells.values()) for g in case.grades}
-    rows = []
+    balanced = Plan("well balanced", balance=case.controller)
+    wells, watched = (ledger.seeds(case.program, plan, seeds, STEPS) for plan in (WELL, balanced))
+    right = " | ".join("{:.3g} ± {:.2g}".format(*middle_and_spread(wells, grade)) for grade in case.grades)
+    rows = [
+        f"| nothing, without the controller | | | {right} |",
+        row(case, "nothing", watched, {}, wells=wells, watched=watched),
+    ]
     for wrong in plans(case, 0):
         with_, without = {}, {}
         for seed in range(seeds):
@@ -162,30 +171,34 @@ def wrong_weights(ledger: Ledger, case: Case, seeds: int) -> str:
             with_[seed] = ledger.of(case.program, treated, seed, STEPS)
             if seed < WITHOUT:
                 without[seed] = ledger.of(case.program, untreated, seed, STEPS)
-        there = [reached(case, found) for found in with_.values()]
-        held = sum(stays(case, found) for found in with_.values())
-        cells = []
-        for grade in case.grades:
-            off = compared(wells, without, grade)
-            on = compared(wells, with_, grade)
-            within = not on.clear or abs(on.difference) <= 2 * spread[grade]
-            cells.append(f"{off.arm:.3g} / {on.arm:.3g} ({on.low:+.2g} to {on.high:+.2g}){'' if within else ' `**`'}")
-        slowest = max(there)
-        last = "not all" if math.isinf(slowest) else f"{slowest:.0f}"
-        rows.append(f"| {wrong} | {last} | {held} of {seeds} | {' | '.join(cells)} |")
+        rows.append(row(case, wrong, with_, without, wells=wells, watched=watched))
     head = "| weight of | in the band by | stays | " + " | ".join(case.grades) + " |"
-    right = " | ".join(
-        f"{statistics.mean(w['grades'][g] for w in wells.values()):.3g} ± {spread[g]:.2g}" for g in case.grades
-    )
-    lines = [head, "|" + "---|" * (3 + len(case.grades)), f"| nothing | | | {right} |", *rows]
-    return "\n".join(lines)
+    return "\n".join([head, "|" + "---|" * (3 + len(case.grades)), *rows])
 
 
-def compared(wells: Mapping[int, Any], others: Mapping[int, Any], grade: str) -> Effect:
-    sides = [{seed: found["grades"][grade] for seed, found in side.items()} for side in (wells, others)]
-    found = effect(*sides)
-    assert found is not None
-    return found
+def row(case: Case, told: str, with_: Trained, without: Trained, *, wells: Trained, watched: Trained) -> str:
+    """One line of the table. wells: the right weights. watched: the right weights under the controller."""
+    slowest = max(reached(case, found) for found in with_.values())
+    last = "not all" if math.isinf(slowest) else f"{slowest:.0f}"
+    held = sum(stays(case, found) for found in with_.values())
+    cells = []
+    for grade in case.grades:
+        on = compared(wells, with_, grade)
+        off = f"{compared(wells, without, grade).arm:.3g} / " if without else ""
+        marks = "*" * (outside(wells, with_, grade) + (outside(wells, with_, grade) and outside(watched, with_, grade)))
+        cells.append(f"{off}{on.arm:.3g} ({on.low:+.2g} to {on.high:+.2g}){f' `{marks}`' if marks else ''}")
+    return f"| {told} | {last} | {held} of {len(with_)} | {' | '.join(cells)} |"
+
+
+def middle_and_spread(trained: Trained, grade: str) -> tuple[float, float]:
+    values = [found["grades"][grade] for found in trained.values()]
+    return statistics.mean(values), statistics.stdev(values)
+
+
+def outside(base: Trained, others: Trained, grade: str) -> bool:
+    """Whether the difference is more than noise: the interval leaves 0 out, and it is more than two deviations."""
+    found = compared(base, others, grade)
+    return found.clear and abs(found.difference) > 2 * middle_and_spread(base, grade)[1]
 
 
 # Random starts
@@ -246,57 +259,64 @@ def impossible(ledger: Ledger) -> str:
 # Cost
 
 
+FIRST = 5
+"""Rounds that are not counted."""
+
+
 def cost(rounds: int) -> str:
-    """Whole blocks of 50 steps in turn: plain, measured, measured and balanced."""
-    trainers = {way: Trainer(ReferenceConfig()) for way in ("plain", "measured", "balanced")}
-    doctors: dict[str, Doctor | None] = {"plain": None}
-    for way in ("measured", "balanced"):
-        balance = "ratio" if way == "balanced" else None
-        doctors[way] = Doctor(**trainers[way].patient(), every=EVERY, balance=balance, live=False)
-        observe.deactivate(doctors[way])
-    clock: dict[str, list[float]] = {way: [] for way in trainers}
-    work: dict[str, list[float]] = {way: [] for way in trainers}
-    for trainer in trainers.values():
-        trainer.autoencoder_ready = True
-        trainer.system.train()
-    for turn in range(2 + rounds):  # the first two blocks are measured more often
-        for way, trainer in trainers.items():
+    """Single steps in turn, in an order that moves on by one each round: a block of 50 is too long to be quiet."""
+    ways = {"plain": None, "off-due": (10**6, "ratio"), "due": (1, None), "balanced": (1, "ratio")}
+    trainers = {way: Trainer(ReferenceConfig()) for way in ways}
+    doctors: dict[str, Doctor | None] = {}
+    for way, how in ways.items():
+        trainers[way].autoencoder_ready = True
+        trainers[way].system.train()
+        patient = trainers[way].patient()
+        doctors[way] = None if how is None else Doctor(**patient, every=how[0], balance=how[1], live=False)
+        if (doctor := doctors[way]) is not None:
+            observe.deactivate(doctor)
+    took: dict[str, list[Took]] = {way: [] for way in ways}
+    names = list(ways)
+    for turn in range(FIRST + rounds):
+        gc.collect()
+        for way in names[turn % 4 :] + names[: turn % 4]:
             doctor = doctors[way]
             if doctor is not None:
                 observe.activate(doctor)
-            began, used = time.perf_counter(), time.process_time()
-            for _ in range(EVERY):
-                trainer._train_step(doctor)
-            if turn >= 2:
-                clock[way].append(time.perf_counter() - began)
-                work[way].append(time.process_time() - used)
+            one = timed(partial(trainers[way]._train_step, doctor))
+            if turn >= FIRST:
+                took[way].append(one)
             if doctor is not None:
                 observe.deactivate(doctor)
-    for doctor in doctors.values():
-        if doctor is not None:
-            doctor.close(rollout=False)
-    rows = "\n".join(
-        f"| {name} | {spread(work, way, base)} | {spread(clock, way, base)} |"
-        for name, way, base in (
-            ("measured, not balanced, over plain", "measured", "plain"),
-            ("measured and balanced, over plain", "balanced", "plain"),
-            ("measured and balanced, over measured", "balanced", "measured"),
-        )
-    )
-    return f"| 50 steps | processor | clock |\n|---|---|---|\n{rows}"
+    for doctor in filter(None, doctors.values()):
+        doctor.close(rollout=False)
+    found = {way: ratios(took, way, "processor") for way in ways}
+    shares = {way: [(one - 1) / EVERY for one in found[way]] for way in ("due", "balanced")}
+    rows = {
+        "a step that is not measured, under a balancer": middle(found["off-due"]),
+        "a measured step, not balanced": middle(found["due"]),
+        "a measured step, balanced": middle(found["balanced"]),
+        f"what measuring adds to the average at `every={EVERY}`": middle(shares["due"], 4),
+        "what measuring and balancing add": middle(shares["balanced"], 4),
+        "what balancing alone adds": middle([b - a for a, b in zip(shares["due"], shares["balanced"], strict=True)], 4),
+    }
+    return "| over a plain step | processor |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
 
 
-def spread(times: Mapping[str, list[float]], way: str, base: str) -> str:
-    low, middle, high = np.percentile(np.array(times[way]) / np.array(times[base]), [25, 50, 75])
-    return f"{middle:.3f} ({low:.3f} - {high:.3f})"
+def middle(values: list[float], digits: int = 3) -> str:
+    """Mean, and half of its 95 % interval."""
+    half = t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 HOW = f"""One weight is 100 times too large (even seeds) or too small (odd seeds), or all are at random between.
 Trainings of {STEPS} steps under `balance="ratio"`, `every={EVERY}`, against the same training with its own weights.
 "In the band by": the first measured step with every ratio in its band, of the slowest seed. "Stays": seeds in which the
 median of every ratio measured from step {FROM} on is in its band. Then grades on data not trained on: without the
-controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights). `**`: the
-interval leaves 0 out, and the difference is more than two standard deviations of the right weights over the seeds."""
+controller ({WITHOUT} seeds) / with it (95 % interval of its paired difference to the right weights without it).
+`*`: the interval leaves 0 out, and the difference is more than two standard deviations over the seeds of the right
+weights. `**`: so it is from the right weights under the controller too, which moves them as well where a ratio leaves
+its band on its own."""
 
 
 def page(ledger: Ledger, cases: Iterable[Case], seeds: int, number: int, rounds: int) -> str:
@@ -321,14 +341,15 @@ Every weight of the noise-to-data program at 1/100 to 100 times its value (evenl
 
 ## Bands that cannot be reached
 
-The controller stops, says why in an event `balance_stopped`, and training goes on. On the joint program:
+The controller stops, says why in an event `balance_stopped`, and training goes on. Not so where it only waits: a KL
+that it may not raise, as its posterior is at its prior, is waited for without a word. On the joint program:
 
 {impossible(ledger)}
 
 ## What it costs
 
-The reference system at its full size, `every={EVERY}`, one thread, {rounds} rounds after the first 100 steps; ratios
-within a round, median (quartiles). In its first 100 steps a balanced run measures every fifth step.
+The reference system at its full size, one thread, {rounds} rounds of single steps in turn after {FIRST} others; ratios
+within a round, mean and 95 % interval. In its first 100 steps a balanced run with `every={EVERY}` measures every fifth.
 
 {cost(rounds)}
 """
@@ -339,7 +360,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--programs", nargs="+", choices=sorted(CASES), default=list(CASES))
     parser.add_argument("--starts", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--work", type=Path, default=Path("runs/balance"))
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()

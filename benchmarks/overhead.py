@@ -160,7 +160,7 @@ def blocks(rounds: int, length: int = EVERY) -> dict[str, list[Took]]:
         for way, live in (("watched", True), ("not live", False)):
             doctors[way] = Doctor(**trainer.patient(), run=Path(folder) / way, every=length, live=live)
             observe.deactivate(doctors[way])
-            doctors[way]._stepping.remove()
+            doctors[way]._course.stepping.remove()
 
         def step(way: str) -> Took:
             if way == "plain":

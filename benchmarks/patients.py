@@ -21,6 +21,7 @@ import two_losses
 from torch import Tensor
 
 import lossdoctor as ld
+from lossdoctor.ablate.effects import Effect, effect
 from lossdoctor.clinic.programs import BY_NAME, joint, noise_to_data
 from lossdoctor.clinic.programs.reference import SETTINGS
 from lossdoctor.clinic.programs.switch import switched
@@ -79,6 +80,15 @@ def dosed(plan: Plan, **given: Any) -> Dosed:
     return doctor
 
 
+def followed(doctor: Dosed, step: Callable[[ld.Doctor], object], steps: int) -> ld.Run:
+    """The run of so many steps; at its end nothing is rolled out, as grades are taken by hand."""
+    with doctor:
+        for _ in range(steps):
+            step(doctor)
+        doctor.close(rollout=False)
+    return doctor.run
+
+
 # The reference system
 
 
@@ -107,11 +117,8 @@ def reference(plan: Plan, seed: int, steps: int, every: int) -> tuple[ld.Run, Gr
     if plan.times is not None:
         trainer.loader.times = plan.times
     trainer.system.train()
-    with dosed(plan, **trainer.patient(), every=every) as doctor:
-        for _ in range(steps):
-            trainer._train_step(doctor)
-        doctor.close(rollout=False)
-    return doctor.run, _grades_of_reference(trainer)
+    run = followed(dosed(plan, **trainer.patient(), every=every), trainer._train_step, steps)
+    return run, _grades_of_reference(trainer)
 
 
 @torch.no_grad()
@@ -168,11 +175,8 @@ def joint_program(plan: Plan, seed: int, steps: int, every: int) -> tuple[ld.Run
     training = _Joint(switched(BY_NAME["joint"], plan.fault))
     training.plan = plan
     heads = {"z_head": training.model.z_head, "flow_head": training.model.flow.head}
-    with dosed(plan, model=training.model, optimizer=training.optimizer, heads=heads, every=every) as doctor:
-        for _ in range(steps):
-            training.step(doctor)
-        doctor.close(rollout=False)
-    return doctor.run, _grades_of_joint(training)
+    doctor = dosed(plan, model=training.model, optimizer=training.optimizer, heads=heads, every=every)
+    return followed(doctor, training.step, steps), _grades_of_joint(training)
 
 
 @torch.no_grad()
@@ -204,23 +208,18 @@ def noise_program(plan: Plan, seed: int, steps: int, every: int) -> tuple[ld.Run
     ld.seed_everything(seed)
     training = noise_to_data.Training(switched(BY_NAME["noise_to_data"], plan.fault))
     model = training.model
-    times = plan.times or Uniform()
-    with (
-        dosed(
-            plan,
-            model=model,
-            optimizer=training.optimizer,
-            heads={"flow_head": model.head, "projector": model.projector},
-            teacher=training.teacher,
-            kinds={"cfm": "velocity", "align": "distill"},
-            every=every,
-        ) as doctor,
-        mock.patch.object(noise_to_data, "Uniform", return_value=times),
-    ):
-        for _ in range(steps):
-            training.step(doctor)
-        doctor.close(rollout=False)
-    return doctor.run, _grades_of_noise(training)
+    doctor = dosed(
+        plan,
+        model=model,
+        optimizer=training.optimizer,
+        heads={"flow_head": model.head, "projector": model.projector},
+        teacher=training.teacher,
+        kinds={"cfm": "velocity", "align": "distill"},
+        every=every,
+    )
+    with mock.patch.object(noise_to_data, "Uniform", return_value=plan.times or Uniform()):
+        run = followed(doctor, training.step, steps)
+    return run, _grades_of_noise(training)
 
 
 @torch.no_grad()
@@ -319,6 +318,17 @@ class Ledger:
             print(f"{key}: {self.known[key]['seconds']:.1f} s", flush=True)
         found: dict[str, Any] = self.known[key]
         return found
+
+    def seeds(self, program: str, plan: Plan, seeds: int, steps: int, every: int = 50) -> dict[int, dict[str, Any]]:
+        """Seed to result, of the first so many seeds."""
+        return {seed: self.of(program, plan, seed, steps, every) for seed in range(seeds)}
+
+
+def compared(before: Mapping[int, Any], after: Mapping[int, Any], grade: str) -> Effect:
+    """What became of a grade, over the seeds that both have."""
+    found = effect(*({seed: result["grades"][grade] for seed, result in side.items()} for side in (before, after)))
+    assert found is not None
+    return found
 
 
 def one_thread() -> None:

@@ -79,13 +79,37 @@ def test_every_change_has_a_receipt(model: Model) -> None:
     first, *_ = events(run, "balance")
     assert first["balancer"] == "ratio"
     assert first["before"]["dino"] == 1.0
-    assert first["after"]["dino"] == pytest.approx(1 / 16)
+    assert first["step"] == 0, "before the first step is taken"
+    assert 30.0 * first["after"]["dino"] == pytest.approx(run["weight/dino"].values[0])
     assert "wanted 0.2 to 0.5" in first["reasons"]["dino"]
     assert first["predicted"]["dino"] < 1, "it will fall more slowly"
     outcome, *_ = events(run, "balance_outcome")
     assert (outcome["verdict"], outcome["of_step"]) == ("kept", first["step"])
     assert set(outcome["losses_before"]) == set(outcome["losses_after"]) == {"flow", "dino", "kl"}
     assert run["weight/dino"].values[-1] == pytest.approx(30.0 * run["balance/dino"].values[-1])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_first_step_is_taken_with_weights_that_are_right(model: Model, micro_batches: int) -> None:
+    """What a wrong one does can still be seen hundreds of steps later."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x, weights = torch.randn(64, 4), {"flow": 1.0, "dino": 30.0, "kl": 0.2}
+    with ld.Doctor(model, optimizer, balance="ratio", strict=True) as doctor:
+        totals = [float(doctor.backward(model.losses(x), weights)) for _ in range(micro_batches)]
+        got = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        optimizer.step()
+    used = {name: doctor.run[f"weight/{name}"].values[0] for name in weights}
+    assert used == pytest.approx({**weights, "dino": 30.0 * doctor.run["balance/dino"].values[0]})
+    assert used["dino"] < 0.5
+    losses = model.losses(x)
+    total = torch.stack([used[name] * loss for name, loss in losses.items()]).sum()
+    assert totals == pytest.approx([total.item()] * micro_batches)
+    assert doctor.run["loss/total"].values[0] == pytest.approx(total.item())
+    parts = torch.autograd.grad(total, list(model.parameters()), materialize_grads=True)
+    assert torch.allclose(got, micro_batches * torch.cat([part.flatten() for part in parts]), rtol=1e-4, atol=1e-7)
+    linearity = doctor._patient.linearity.error
+    assert linearity is not None
+    assert linearity < 1e-5, "the gradients that were measured, with these weights, add up to the one that was used"
 
 
 def test_receipts_are_told_in_words_to_sinks(model: Model, tmp_path: Path) -> None:
@@ -99,8 +123,8 @@ def test_receipts_are_told_in_words_to_sinks(model: Model, tmp_path: Path) -> No
     sinks = [Heard(tmp_path / "run.jsonl"), tensorboard]
     train(model, 60, {"flow": 1.0, "dino": 30.0, "kl": 0.2}, balance="ratio", sinks=sinks)
     told = [one for one in said if "ratio" in one]
-    assert told[0].startswith("ratio moves dino 1 -> 0.0625 (24.5 of flow, wanted 0.2 to 0.5), kl 1 -> ")
-    assert told[1] == "the change of step 1 by ratio is kept"
+    assert told[0].startswith("ratio moves dino 1 -> 0.00836 (37.8 of flow, wanted 0.2 to 0.5)")
+    assert told[1] == "the change of step 0 by ratio is kept"
     (file,) = (tmp_path / "tb").iterdir()
     assert told[0].encode() in file.read_bytes()
 

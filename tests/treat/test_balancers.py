@@ -34,14 +34,18 @@ NAMES = ("flow", "dino", "kl")
 
 
 def seen(
-    vectors: np.ndarray, weights: list[float] | None = None, losses: list[float] | None = None, step: int = 0
+    vectors: np.ndarray,
+    weights: list[float] | None = None,
+    losses: list[float] | None = None,
+    step: int = 0,
+    nats: float = math.nan,
 ) -> Measured:
     k = len(vectors)
     names, kinds = NAMES[:k] or NAMES, KINDS[:k]
     if k > 3:
         names, kinds = tuple(f"l{i}" for i in range(k)), ("other",) * k
     return Measured(
-        names, kinds, vectors @ vectors.T, np.array(weights or [1.0] * k), np.array(losses or [1.0] * k), step
+        names, kinds, vectors @ vectors.T, np.array(weights or [1.0] * k), np.array(losses or [1.0] * k), step, nats
     )
 
 
@@ -246,6 +250,65 @@ def test_losses_that_share_no_parameter_are_left_alone() -> None:
     advice = RatioController(warmup=0).advise(seen(one, [1.0, 9.0, 9.0]), {})
     assert set(advice.reasons) == {"dino"}
     assert advice.stopped is None
+
+
+def test_before_the_first_step_only_what_is_far_too_strong_is_made_weaker() -> None:
+    one = RatioController()
+    advice = one.begin(seen(of_norms(1, 1, 1), [1.0, 2.4, 30.0]), {})
+    assert advice.factors == {"flow": 1.0, "dino": 1.0, "kl": pytest.approx(math.sqrt(0.03) / 30)}, "by any factor"
+    assert set(advice.reasons) == {"kl"}
+    weak = one.begin(seen(of_norms(1, 1, 1), [1.0, 1e-3, 1e-3]), {})
+    assert weak.factors == dict.fromkeys(NAMES, 1.0)
+    zero_head = np.diag([1.0, 50.0, 50.0])  # the velocity's only gradient is that of a head that begins at zero
+    assert one.begin(seen(zero_head), {}).factors == dict.fromkeys(NAMES, 1.0)
+    assert one.advise(seen(zero_head), {}).stopped is None, "which is no reason to give up"
+    assert one.advise(seen(of_norms(1, 1, 1), [1.0, 9.0, 0.2]), {}).factors["dino"] < 1
+
+
+def test_what_comes_near_by_itself_is_waited_for() -> None:
+    one, factors = RatioController(), dict.fromkeys(NAMES, 1.0)
+    for step in range(7):
+        factors = one.advise(seen(of_norms(1, 1, 1.8**step), [1.0, 0.3, 0.005], step=step), factors).factors
+    assert factors == dict.fromkeys(NAMES, 1.0)
+    for step in range(12):
+        factors = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 0.005], step=step), factors).factors
+    assert factors["kl"] > 10, "it no longer gains"
+
+
+@pytest.mark.parametrize(("nats", "raised"), [(0.3, False), (5.0, True), (math.nan, True)])
+def test_the_kl_of_a_posterior_at_its_prior_is_not_raised(nats: float, raised: bool) -> None:
+    one, factors = RatioController(), dict.fromkeys(NAMES, 1.0)
+    for step in range(3):
+        factors = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 0.002], step=step, nats=nats), factors).factors
+    assert (factors["kl"] > 10) == raised
+    for step in range(3):
+        factors = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 2.0], step=step, nats=nats), factors).factors
+    assert factors["kl"] < 1, "but lowered it is"
+
+
+def test_too_strong_a_loss_is_lowered_for_as_long_as_it_takes() -> None:
+    """A KL that holds its posterior down is about as strong as what it holds, whatever its weight."""
+    one, factors = RatioController(), {**dict.fromkeys(NAMES, 1.0)}
+    for step in range(40):
+        weight = 100.0 * factors["kl"]
+        settled = 0.2 * weight**0.3
+        advice = one.advise(seen(of_norms(1, 0.3, settled / weight), [1.0, 1.0, 100.0], step=step), factors)
+        factors = advice.factors
+        assert advice.stopped is None
+    assert 0.1 <= 0.2 * (100.0 * factors["kl"]) ** 0.3 <= 0.3
+
+
+def test_after_raises_in_vain_a_loss_is_only_lowered() -> None:
+    one, factors = RatioController(warmup=0), dict.fromkeys(NAMES, 1.0)
+    reasons, step = dict[str, str](), 0
+    while "follow" not in reasons.get("kl", ""):
+        advice = one.advise(seen(of_norms(1, 0.3, 0.01 / factors["kl"]), step=step), factors)
+        factors, reasons, step = advice.factors, dict(advice.reasons), step + 1
+    assert (factors["kl"], advice.stopped) == (1.0, None)
+    assert one.advise(seen(of_norms(1, 0.3, 0.01)), factors).factors["kl"] == 1.0
+    for _ in range(3):
+        factors = one.advise(seen(of_norms(1, 0.3, 3.0)), factors).factors
+    assert factors["kl"] < 0.2
 
 
 @pytest.mark.parametrize("answer", [1.0, 0.9])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -30,7 +31,7 @@ from lossdoctor.probe.schedule import Schedule
 from lossdoctor.probe.stepping import Stepping, with_closure
 from lossdoctor.probe.weighted import named_losses, named_weights, weighted_total
 from lossdoctor.record import Record
-from lossdoctor.treat import Ramp, at_step
+from lossdoctor.treat import Measured, Ramp, at_step
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Course:
         self._schedules: set[str] = set()
         self._handed: tuple[dict[str, Tensor], dict[str, float | Tensor], Again | None] | None = None
         self._observing: Examination | None = None
+        self._given: Mapping[str, Tensor] = {}
         self.examination: Examination | None = None
         self._stepped: frozenset[int] = frozenset()
         self._owed: frozenset[int] = frozenset()
@@ -117,15 +119,47 @@ class Course:
 
     def before_backward(self, *, foreign: bool = True, scaler: Any = None) -> None:
         """As `Doctor.before_backward`."""
-        handed, self._handed, self._observing = self._handed, None, None
+        handed, self._handed, self._observing, self._given = self._handed, None, None, {}
         if handed is not None and self.examination is not None and not self.examination.settled and not self.closed:
             given, factors, again = handed
-            self._observing = self.examination
+            self._observing, self._given = self.examination, given
             self.examination.before_backward(given, factors, foreign=foreign, scaler=scaler, again=again)
+
+    def treated(self, total: Tensor) -> Tensor:
+        """The total with which the first step is to be taken, now that its gradients are known.
+
+        Weights that are wrong by a factor of 100 would otherwise have one step to themselves, which can still be seen
+        300 steps later. On several ranks each knows its own gradients alone until they meet.
+        """
+        ledger = None if self._observing is None else self._observing.ledger
+        if self._treatment is None or not self._treatment.fresh or ledger is None or self._meeting is not None:
+            return total
+        if self._patient.summed is not None:
+            return total
+        with self._out.guard("balance"):
+            if (gram := ledger.so_far()) is None:
+                return total
+            losses = self._given
+            seen = Measured(
+                names=tuple(losses),
+                kinds=tuple(map(self._patient.kind, losses)),
+                gram=gram.cpu().numpy(),
+                weights=np.array([float(self._weights[name]) for name in losses]),
+                losses=torch.stack([loss.detach().to(gram) for loss in losses.values()]).cpu().numpy(),
+                step=self._out.step,
+            )
+            if self._treatment.begin(seen):
+                # A factor of 1 was in use until now.
+                factors = self._treatment.factors
+                self._weights = {name: w * factors.get(name, 1.0) for name, w in self._weights.items()}
+                total = weighted_total(losses, self._weights)
+                ledger.losses.update({name: float(self._weights[name]) for name in losses})
+                self.pending.correct(self._out.step, "loss/total", total)
+        return total
 
     def after_backward(self) -> None:
         """As `Doctor.after_backward`."""
-        observing, self._observing = self._observing, None
+        observing, self._observing, self._given = self._observing, None, {}
         if observing is not None and observing is self.examination and not observing.settled:
             observing.after_backward()
 
@@ -216,7 +250,9 @@ class Course:
             if self._treatment is not None:
                 with self._out.guard("balance"):
                     kinds = {name: self._patient.kind(name) for name in self._weights}
-                    self._treatment.learn(self._out.step, self.ret, kinds)
+                    posterior = snapshot.posterior if (snapshot := self.examination.snapshot) else None
+                    dimensions = None if posterior is None else posterior.mu[:1].numel()
+                    self._treatment.learn(self._out.step, self.ret, kinds, dimensions)
             if (snapshot := self.examination.snapshot) and snapshot.flow:
                 self._rollouts.last = snapshot.flow
             if self._alerts is not None:

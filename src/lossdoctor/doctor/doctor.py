@@ -285,6 +285,7 @@ class Doctor:
             losses = losses()
         total = self._course.handed_in(losses, weights or {}, again, recorded=True)
         self.before_backward(foreign=backward is not None, scaler=scaler)
+        total = self._course.treated(total)
         if backward is not None:
             backward(total)
         else:

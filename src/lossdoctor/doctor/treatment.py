@@ -42,12 +42,13 @@ class _Change:
 
 @dataclass(slots=True)
 class Treatment:
-    """factors: in use, by loss. age: steps since they were set. off: why nothing is changed any more."""
+    """factors: in use, by loss. off: why nothing is changed any more. fresh: whether no step was taken under it yet."""
 
     balancer: Balancer
     out: Outlet
     factors: Factors = field(default_factory=dict)
     off: str | None = None
+    fresh: bool = True
     _set_at: int = 0
     _base: dict[str, float] = field(default_factory=dict)
     _told: Factors = field(default_factory=dict)
@@ -60,12 +61,29 @@ class Treatment:
         self._base.update({name: float(weight) for name, weight in weights.items()})
         return {name: weight * self.factors.get(name, 1.0) for name, weight in weights.items()}
 
-    def learn(self, step: int, readings: Mapping[str, float], kinds: Mapping[str, str]) -> None:
+    def begin(self, seen: Measured) -> bool:
+        """Before the backward of the first step, once: whether its weights are to be others than the script's."""
+        self.fresh = False
+        if not seen.finite:
+            return False
+        own = dict.fromkeys(seen.names, 1.0)
+        advice = self.balancer.begin(seen, own)
+        after = _rounded(advice.factors)
+        if after == own or not all(map(math.isfinite, after.values())):
+            return False
+        self.factors, self._set_at = after, seen.step
+        self._why.update(advice.reasons)  # the receipt comes with the losses of the step, see `learn`
+        return True
+
+    def learn(
+        self, step: int, readings: Mapping[str, float], kinds: Mapping[str, str], dimensions: int | None = None
+    ) -> None:
         """After a measured step: judge the last change, and ask the balancer for the next. Nothing on a broken step.
 
-        The readings are the same on every rank, and so is what becomes of them.
+        dimensions: of the posterior. The readings are the same on every rank, and so is what becomes of them.
         """
-        seen = measured(readings, kinds, self._base, step)
+        self.fresh = False
+        seen = measured(readings, kinds, self._base, step, dimensions)
         if seen is None or not seen.finite:
             return
         for name, loss in zip(seen.names, seen.losses.tolist(), strict=True):
@@ -76,8 +94,7 @@ class Treatment:
         advice = self.balancer.advise(seen, before)
         if not all(map(math.isfinite, advice.factors.values())):
             return
-        # More digits than the noise of a batch leaves would only make receipts hard to read.
-        after = {name: float(f"{factor:.3g}") for name, factor in advice.factors.items()}
+        after = _rounded(advice.factors)
         if after != before:
             self.factors, self._set_at = after, step
         if advice.stopped is not None:
@@ -100,7 +117,7 @@ class Treatment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as in the checkpoint."""
         self.factors, self.off, self._set_at = dict(state["factors"]), state["off"], int(state["set_at"])
-        self._told = dict(state["told"])
+        self._told, self.fresh = dict(state["told"]), False
         self._open = None if state["open"] is None else _Change(**state["open"])
         self._seen = {name: deque(values, maxlen=JUDGED_AFTER) for name, values in state["seen"].items()}
         self.balancer.load_state_dict(state["balancer"])
@@ -192,6 +209,11 @@ def treated(wanted: Balancer, patient: Patient, out: Outlet) -> Treatment:
     patient.linearity.derives = False
     out.describe(balance=wanted.name)
     return Treatment(wanted, out)
+
+
+def _rounded(factors: Mapping[str, float]) -> Factors:
+    """More digits than the noise of a batch leaves would only make receipts hard to read."""
+    return {name: float(f"{factor:.3g}") for name, factor in factors.items()}
 
 
 def _predicted(seen: Measured, before: Factors, after: Factors) -> dict[str, float]:

@@ -137,6 +137,17 @@ class Ledger:
         self.source_gradient = self.source_gradient if z1 is None else of_z1
         self.rows[name] = _added(self.rows.get(name), found)
 
+    def so_far(self) -> Tensor | None:
+        """(K, K), float64: inner products of the unweighted losses' gradients, as far as the passes have brought them.
+
+        None where a loss had no pass, or not to all it reaches. A loss without a gradient is a row of zeros.
+        """
+        if not self.everywhere:
+            return None
+        silent: list[Tensor | None] = [None] * len(self.where.parameters)
+        found = linalg.gram([self.rows.get(name, silent) for name in self.losses])
+        return found if self.scale is None else found / self.scale.to(found).square()
+
     @property
     def everywhere(self) -> bool:
         """Whether every loss has a pass to every parameter it reaches, so that nothing follows from the total."""

@@ -26,6 +26,11 @@ class Pending:
         kept = value.detach().clone() if isinstance(value, Tensor) else float(value)
         self._waiting[step, name, len(self._waiting)] = kept
 
+    def correct(self, step: int, name: str, value: Tensor) -> None:
+        """Put another value in the place of the last one of this name at `step`."""
+        key = next(key for key in reversed(self._waiting) if key[:2] == (step, name))
+        self._waiting[key] = value.detach().clone()
+
     def at(self, step: int, prefix: str) -> dict[str, Tensor | float]:
         """The latest values of `step` whose names begin with `prefix`, without it."""
         return {

@@ -35,6 +35,13 @@ class Balancer(ABC):
     def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
         """What to use from now on. seen: the last measurement, finite. factors: in use at that step."""
 
+    def begin(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        """What the first measured step itself is to be taken with; `advise` is asked about it again once it is done.
+
+        seen: the gradients of its first micro-batch, before their backward. Asked where one process trains alone.
+        """
+        return Advice({name: float(factors.get(name, 1.0)) for name in seen.names}, {})
+
     def state_dict(self) -> dict[str, Any]:
         """Its memory as plain JSON."""
         return {}

@@ -19,6 +19,7 @@ Matrix = npt.NDArray[np.float64]
 class Measured:
     """names: the K losses. kinds: of each, see `kinds.KINDS`. gram: (K, K), G_ij = <g_i, g_j>, of unweighted gradients.
     weights: (K,), as the script gives them. losses: (K,), their values. step: the optimizer step.
+    nats: the KL of the posterior that was handed in from its prior, of a whole sample; NaN where that is not known.
     """
 
     names: tuple[str, ...]
@@ -27,6 +28,7 @@ class Measured:
     weights: Matrix
     losses: Matrix
     step: int = 0
+    nats: float = math.nan
 
     def __post_init__(self) -> None:
         k = len(self.names)
@@ -54,12 +56,17 @@ class Measured:
 
 
 def measured(
-    readings: Mapping[str, float], kinds: Mapping[str, str], weights: Mapping[str, float], step: int
+    readings: Mapping[str, float],
+    kinds: Mapping[str, str],
+    weights: Mapping[str, float],
+    step: int,
+    dimensions: int | None = None,
 ) -> Measured | None:
     """From the readings of a due step: `grad/<loss>`, `grad_cos/<a>|<b>`, `loss/<loss>`. None when one is missing.
 
-    kinds: of the losses, in their order. A cosine that is not there, of a gradient that is zero, counts as 0; so does
-    the gradient of a loss that has none while others have one.
+    kinds: of the losses, in their order. dimensions: of the posterior that `kl/per_dim` is of; None without one.
+    A cosine that is not there, of a gradient that is zero, counts as 0; so does the gradient of a loss that has none
+    while others have one.
     """
     names = tuple(name for name in kinds if name in weights)
     missing = 0.0 if any(f"grad/{name}" in readings for name in names) else math.nan
@@ -73,7 +80,9 @@ def measured(
             cosine = readings.get(f"grad_cos/{a}|{b}", readings.get(f"grad_cos/{b}|{a}", 0.0))
             gram[i, j] = gram[j, i] = cosine * norms[i] * norms[j]
     own = np.array([float(weights[name]) for name in names])
-    return Measured(names, tuple(kinds[name] for name in names), gram, own, np.array(losses), step)
+    nats = math.nan if dimensions is None else dimensions * readings.get("kl/per_dim", math.nan)
+    own_kinds = tuple(kinds[name] for name in names)
+    return Measured(names, own_kinds, gram, own, np.array(losses), step, nats)
 
 
 def state_of(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
+from lossdoctor.treat.chase import Chase
 from lossdoctor.treat.measured import Matrix, Measured, state_of
 from lossdoctor.treat.reason import reason
 
@@ -18,23 +19,12 @@ BANDS: Mapping[str, tuple[float, float]] = {"distill": (0.2, 0.5), "kl": (0.1, 0
 """The method's: norm of the weighted gradient over that of the velocity's, by kind."""
 _STUCK = 3
 """Measurements at a limit, or without a gradient, after which it stops."""
-_CHASE, _FAR = 3, 8.0
-"""Moves the same way, and what they come to, after which the ratio must have followed."""
-_FOLLOWED = 0.25
-"""Of the logarithm of what the weight was multiplied with, the least the ratio must have moved by then."""
-_SETTLED = 10
-"""Measurements in the band after which the moves that led there are forgotten."""
-
-
-@dataclass(slots=True)
-class _Chase:
-    """Moves the same way, one after the other. ratio, factor: before the first. settled: measurements in the band."""
-
-    ratio: float
-    factor: float
-    up: bool
-    moves: int = 0
-    settled: int = 0
+_GROSS = 5.0
+"""Times the top of its band, above which a loss is weakened before the first step: healthy ones begin at 2.4 times."""
+_SOON = 10
+"""Measurements within which a loss that gains on the anchor by itself must come into its band, to be waited for."""
+_KNOWS = 1.0
+"""Nats of a sample, the least that a posterior knows whose KL is raised."""
 
 
 @dataclass(slots=True)
@@ -43,11 +33,16 @@ class RatioController(Balancer):
 
     bands: kind to (low, high), both > 0; other kinds are left alone. anchor: the kind that stays. memory: share of the
     old Gram in its running mean. slew: the largest factor of one change. limit: factors stay within 1/limit to limit.
-    warmup: measurements that are passed over, as gradients at the initial weights are unlike any later. Inside its band
-    a loss is left alone; one that is outside by the running mean and by the last measurement too, on the same side, is
-    moved to the band's geometric middle. It stops, and says why, when a loss has no gradient, stays at its limit, or
-    answers a larger weight with a smaller gradient, whose weight it then puts back. A loss that shares no parameter
-    with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that cannot be.
+    warmup: measurements that are passed over, as gradients at the initial weights are unlike any later; but what is
+    five times above its band is put into it before the first step is taken, by any factor.
+
+    Inside its band a loss is left alone; one that is outside by the running mean and by the last measurement too, on
+    the same side, is moved to the band's geometric middle. Not raised is a loss that comes near by itself, or the KL of
+    a posterior that knows less than a nat of its sample: at its prior it has no gradient, and should not be held there.
+    Raises that the ratio does not follow are taken back, and that loss is only lowered from then on. It stops, and says
+    why, when a loss has no gradient, stays at its limit, or stays below its band after that. A loss that shares no
+    parameter with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that
+    cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
@@ -58,10 +53,12 @@ class RatioController(Balancer):
     warmup: int = 1
     name: str = "ratio"
     _gram: Matrix | None = None
+    _last: Matrix | None = None
+    _rates: Matrix | None = None
     _names: tuple[str, ...] = ()
     _seen: int = 0
     _stuck: dict[str, int] = field(default_factory=dict)
-    _chases: dict[str, _Chase] = field(default_factory=dict)
+    _chases: dict[str, Chase] = field(default_factory=dict)
     _stopped: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +67,21 @@ class RatioController(Balancer):
             expected = "bands 0 < low <= high, memory in [0, 1), slew > 1, limit >= 1"
             got = f"bands={dict(self.bands)}, memory={self.memory}, slew={self.slew}, limit={self.limit}"
             raise UsageError(mismatch("A ratio controller needs bands it can reach.", expected, got, "correct these"))
+
+    def begin(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        """See `Balancer.begin`. Only what is far too strong changes: weak may be what has nothing to gain so far."""
+        current = {name: float(factors.get(name, 1.0)) for name in seen.names}
+        anchor, reasons = seen.of_kind(self.anchor), dict[str, str]()
+        if anchor is None or self._stopped is not None:
+            return Advice(current, reasons)
+        strength = seen.norms * self._scale(seen, current)
+        for i in self._meeting(seen, anchor):
+            name, (low, high) = seen.names[i], self.bands[seen.kinds[i]]
+            ratio = float(strength[i] / strength[anchor]) if strength[anchor] > 0 else math.nan
+            if _GROSS * high < ratio < math.inf:
+                current[name] = max(current[name] * math.sqrt(low * high) / ratio, 1 / self.limit)
+                reasons[name] = reason("band", ratio=ratio, anchor=seen.names[anchor], low=low, high=high)
+        return Advice(current, reasons)
 
     def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
         """See `Balancer.advise`. Without exactly one loss of the anchor's kind nothing is changed, and it says so."""
@@ -80,40 +92,75 @@ class RatioController(Balancer):
         if self._stopped is not None or anchor is None:
             return Advice(current, {}, self._stopped)
         self._seen += 1
+        rates = self._follow(seen, anchor)
         reasons: dict[str, str] = {}
         if self._seen <= self.warmup:
             return Advice(current, reasons)
         mean, last = self._strengths(seen, current)
-        banded = [i for i, kind in enumerate(seen.kinds) if i != anchor and kind in self.bands and seen.weights[i] != 0]
-        meeting = [i for i in banded if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
-        if banded and not meeting:
+        meeting = self._meeting(seen, anchor)
+        if not meeting and (banded := self._banded(seen, anchor)):
             told = ", ".join(seen.names[i] for i in banded)
             self._stopped = reason("apart", losses=told, anchor=seen.names[anchor])
         for i in meeting:
-            name = seen.names[i]
-            low, high = self.bands[seen.kinds[i]]
+            name, (low, high) = seen.names[i], self.bands[seen.kinds[i]]
             ratio, now = (float(side[i] / side[anchor]) if side[anchor] > 0 else math.nan for side in (mean, last))
-            # What the mean still remembers and the last measurement no longer sees is being made good already.
-            if math.isfinite(ratio) and ratio > 0 and not (max(ratio, now) < low or min(ratio, now) > high):
-                self._stuck.pop(name, None)
-                self._settle(name)
-                continue
             wanted = math.sqrt(low * high) / ratio if math.isfinite(ratio) and ratio > 0 else math.nan
-            if (back := self._in_vain(name, ratio, current[name], wanted)) is not None:
-                current[name] = back
-                break
+            # What the mean still remembers and the last measurement no longer sees is being made good already.
+            if not math.isnan(wanted) and not (max(ratio, now) < low or min(ratio, now) > high):
+                self._stuck.pop(name, None)
+                if name in self._chases and self._chases[name].over():
+                    del self._chases[name]
+                continue
+            if wanted > 1:
+                soon = math.log(now) + _SOON * float(rates[i]) if now > 0 else -math.inf
+                if soon > math.log(low) or (seen.kinds[i] == "kl" and seen.nats < _KNOWS):
+                    continue
+                if (back := self._in_vain(name, now, current[name])) is not None:
+                    current[name], reasons[name] = back
+                    continue
+            elif name in self._chases and self._chases[name].vain is None:
+                del self._chases[name]
             moved = self._moved(name, current[name], wanted)
             if moved != current[name]:
                 reasons[name] = reason("band", ratio=ratio, anchor=seen.names[anchor], low=low, high=high)
                 current[name] = moved
         return Advice(current, reasons, self._stopped)
 
+    def _banded(self, seen: Measured, anchor: int) -> list[int]:
+        """The losses that have a band."""
+        return [i for i, kind in enumerate(seen.kinds) if i != anchor and kind in self.bands and seen.weights[i] != 0]
+
+    def _meeting(self, seen: Measured, anchor: int) -> list[int]:
+        """Those of them that share a parameter with the anchor, as far as their gradients tell."""
+        return [i for i in self._banded(seen, anchor) if seen.gram[i, anchor] != 0 or seen.gram[i, i] == 0]
+
+    def _follow(self, seen: Measured, anchor: int) -> Matrix:
+        """(K,): logarithm of what each unweighted gradient gains beside the anchor's from one measurement to the next.
+
+        A running mean, as one measurement alone may well be smaller than the one before in the middle of a rise.
+        """
+        before, self._last = self._last, seen.gram
+        if before is None or before.shape != seen.gram.shape:
+            self._rates = np.zeros(len(seen.names))
+            return self._rates
+        was, now = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) for gram in (before, seen.gram))
+        known = (was > 0) & (now > 0) & bool(was[anchor] > 0 and now[anchor] > 0)
+        gained = np.log(np.where(known, now, 1.0)) - np.log(np.where(known, was, 1.0))
+        beside = np.where(known, gained - gained[anchor], 0.0)
+        self._rates = 0.5 * (beside if self._rates is None else self._rates + beside)
+        return self._rates
+
+    @staticmethod
+    def _scale(seen: Measured, factors: Mapping[str, float]) -> Matrix:
+        """(K,): what a gradient is multiplied with, all in all."""
+        return np.asarray(np.abs(seen.weights) * np.array([factors[name] for name in seen.names]))
+
     def _strengths(self, seen: Measured, factors: Mapping[str, float]) -> tuple[Matrix, Matrix]:
         """(K,) norms of the weighted gradients, of the mean Gram and of the last one."""
         if self._gram is None or self._names != seen.names:
             self._gram, self._names = seen.gram, seen.names
         self._gram = self.memory * self._gram + (1 - self.memory) * seen.gram
-        scale = np.abs(seen.weights) * np.array([factors[name] for name in seen.names])
+        scale = self._scale(seen, factors)
         mean, last = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) * scale for gram in (self._gram, seen.gram))
         return mean, last
 
@@ -129,27 +176,17 @@ class RatioController(Balancer):
             self._stuck.pop(name, None)
         return moved
 
-    def _in_vain(self, name: str, ratio: float, factor: float, wanted: float) -> float | None:
-        """The factor to go back to when the ratio does not follow the weight; None while it does."""
-        if math.isnan(wanted):
-            return None
-        chase = self._chases.get(name)
-        if chase is None or chase.up != (wanted > 1):
-            chase = self._chases[name] = _Chase(ratio, factor, wanted > 1)
-        chase.moves, chase.settled = chase.moves + 1, 0
-        given, gained = factor / chase.factor, ratio / chase.ratio
-        if chase.moves <= _CHASE or max(given, 1 / given) < _FAR:
-            return None
-        if (math.log(gained) if chase.up else -math.log(gained)) >= _FOLLOWED * abs(math.log(given)):
-            return None
-        self._stopped = reason("in_vain", loss=name, given=given, gained=gained)
-        return chase.factor
+    def _in_vain(self, name: str, ratio: float, factor: float) -> tuple[float, str] | None:
+        """The factor that a weak loss stays at and why, when raises do not help; None while they do.
 
-    def _settle(self, name: str) -> None:
-        if (chase := self._chases.get(name)) is not None:
-            chase.settled += 1
-            if chase.settled >= _SETTLED:
-                del self._chases[name]
+        ratio: as last measured; the running mean would show the raise itself, where nothing has followed.
+        """
+        chase = self._chases.setdefault(name, Chase(ratio, factor))
+        if chase.vain is None:
+            return None if chase.follows(name, ratio, factor) else (chase.factor, chase.vain or "")
+        if chase.hopeless():
+            self._stopped = chase.vain
+        return factor, chase.vain
 
     def _count(self, name: str, why: str) -> None:
         self._stuck[name] = self._stuck.get(name, 0) + 1
@@ -158,14 +195,20 @@ class RatioController(Balancer):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Balancer.state_dict`."""
-        told = {"gram": self._gram, "names": list(self._names), "seen": self._seen}
+        told = {
+            "gram": self._gram,
+            "last": self._last,
+            "rates": self._rates,
+            "names": list(self._names),
+            "seen": self._seen,
+        }
         chases = {name: asdict(chase) for name, chase in self._chases.items()}
         return state_of({**told, "stuck": dict(self._stuck), "chases": chases, "stopped": self._stopped})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Balancer.load_state_dict`."""
-        gram = state["gram"]
-        self._gram = None if gram is None else np.array(gram, np.float64)
+        kept = (state["gram"], state.get("last"), state.get("rates"))
+        self._gram, self._last, self._rates = (None if one is None else np.array(one, np.float64) for one in kept)
         self._names, self._seen = tuple(state["names"]), int(state["seen"])
         self._stuck, self._stopped = dict(state["stuck"]), state["stopped"]
-        self._chases = {name: _Chase(**chase) for name, chase in state.get("chases", {}).items()}
+        self._chases = {name: Chase(**chase) for name, chase in state.get("chases", {}).items()}
