@@ -25,8 +25,9 @@ from lossdoctor.doctor import Doctor
 from lossdoctor.flow import energy_distance
 from lossdoctor.losses import gaussian_kl
 from lossdoctor.reference import Digits, Judge, ReferenceConfig, Trainer, captions_of
-from lossdoctor.reference.data import CaptionBook, stream
+from lossdoctor.reference.captions import CaptionBook
 from lossdoctor.reference.faults import FAULTS, sick
+from lossdoctor.reference.pictures import stream
 from lossdoctor.store import Run
 
 STEPS: Final = 800
