@@ -50,7 +50,7 @@ def test_a_dry_run_says_what_everything_takes_and_leaves_nothing(
         assert text(f"dry.part.{part}", lang) in result.output
     for held in ("weights", "gradients", "optimizer", "ema", "exchange", "working", "peak", "due"):
         assert text(f"dry.memory.{held}", lang) in result.output
-    assert text("dry.epoch.rests", lang, pictures="96", epochs="1") in result.output
+    assert text("dry.epoch.rests", lang, pictures="96", epochs="1.00") in result.output
     assert text("demo.untrained", lang, name="vae.path") in result.output
     assert "GFLOP" in result.output or "MFLOP" in result.output
 
@@ -96,7 +96,7 @@ def test_captions_of_their_own_are_not_judged_and_it_says_so(twin: ReferenceConf
     trainer.run()
     [told] = drawn(trainer, {"flow/endpt_sw@64": 0.5, "flow/endpt_sw_floor": 0.25}, Results(tmp_path), "en")
     assert "was not judged" in told
-    assert "distance 0.5 (real from real 0.25)" in told
+    assert "distance 0.500 (real from real 0.250)" in told
     with np.load(tmp_path / "samples.npz") as samples:
         assert samples["images"].shape == (8, 8, 8, 3)
         assert (samples["images"][..., 0] == samples["images"][..., 2]).all(), "grey stays grey"
