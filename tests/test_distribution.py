@@ -32,6 +32,7 @@ SINK = "try: lossdoctor.sinks.{0}(None)\nexcept lossdoctor.errors.UsageError: pa
 USES = {
     "accelerate": "from accelerate.tracking import GeneralTracker; import lossdoctor.integrations.accelerate",
     "demo": "from lossdoctor.reference.data import load_digits; assert len(load_digits()) == 1797",
+    "encoders": "from diffusers import AutoencoderKL; from transformers import Dinov2Model; from PIL import Image",
     "lightning": "from lossdoctor.integrations.lightning import LossDoctorCallback; LossDoctorCallback()",
     "mlflow": SINK.format("MLflow"),
     "ode": "import torch; from lossdoctor.flow.solvers import dopri5; dopri5(lambda x, t: -x, torch.ones(2, 2))",

@@ -78,7 +78,7 @@ def test_a_demo_that_ends_in_nan_ends(quick: list[str], tmp_path: Path) -> None:
         ("train.lr=nan", "above 0"),
         ("data.held_out=1.5", "0 or more, at most 0.9"),
         ("distill.teacher_temp=0.0", "above 0"),
-        ("autoencoder.latent=[8,0,2]", "1 or more, at most 64"),
+        ("autoencoder.latent=[8,0,2]", "1 or more, at most 256"),
         ("text.heads=5", "a multiple of text.heads"),
         ("text.width=wide", "int"),
     ],

@@ -55,6 +55,26 @@ def test_the_own_factor_comes_first() -> None:
     assert finding.severity == "error"
 
 
+@pytest.mark.parametrize(
+    ("raw", "own", "words"),
+    [
+        (1 / 0.13025, 0.18215, "fit the factor 0.13025 (SDXL)"),
+        (1 / 0.18215, 0.13025, "fit the factor 0.18215 (Stable Diffusion)"),
+        (1 / 1.5305, 0.18215, "fit the factor 1.5305 (Stable Diffusion 3)"),
+        (1 / 0.4, 0.05, "The factor that brings it to 1 is 0.4"),
+    ],
+)
+def test_a_factor_of_another_autoencoder_is_named(raw: float, own: float, words: str) -> None:
+    [finding] = preflight.check(z1=latents(own * raw), latent_scale=own).findings
+    assert finding.code == "VEL407"
+    assert words in str(finding.message)
+
+
+@pytest.mark.parametrize("std", [0.7, 0.85, 1.0, 1.15, 1.9])
+def test_the_right_factor_on_unusual_pictures_is_clear(std: float) -> None:
+    assert "VEL407" in preflight.check(z1=latents(std), latent_scale=0.8).clear
+
+
 def test_a_flow_between_two_wide_ends_is_clear() -> None:
     assert "VEL407" in preflight.check(z0=latents(10.0), z1=latents(12.0)).clear
 

@@ -4,18 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossdoctor.reference.captions import WORDS, Tokenizer, split
+from lossdoctor.reference import captions
+from lossdoctor.reference.captions import WORDS, CaptionBook, Tokenizer
 from lossdoctor.reference.config import DataConfig
-from lossdoctor.reference.data import (
-    Augmentation,
-    Batch,
-    CaptionBook,
-    Digits,
-    Loader,
-    load_digits,
-    split_digits,
-    stream,
-)
+from lossdoctor.reference.data import Augmentation, Batch, Digits, Loader, load_digits
+from lossdoctor.reference.pictures import split, stream
 
 
 def numbered(count: int) -> Digits:
@@ -43,14 +36,14 @@ def test_the_digits_are_the_real_ones() -> None:
 
 
 def test_a_split_loses_and_shares_nothing() -> None:
-    training, held_out = split_digits(numbered(100), 0.2, seed=1)
+    training, held_out = split(numbered(100), 0.2, seed=1)
     numbers = [d.pictures[:, 0, 0, 0].tolist() for d in (training, held_out)]
     assert len(numbers[1]) == 20
     assert sorted(numbers[0] + numbers[1]) == list(range(100))
 
 
 def test_the_seed_decides_the_split() -> None:
-    first, again, other = (split_digits(numbered(100), 0.2, seed)[1].pictures for seed in (1, 1, 2))
+    first, again, other = (split(numbered(100), 0.2, seed)[1].pictures for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -142,7 +135,7 @@ def test_captions_fit_the_pictures_and_change() -> None:
         for number, caption in zip(
             batch.pictures[:, 0, 0, 0].long().tolist(), tokenizer.decode(batch.tokens), strict=True
         ):
-            assert {WORDS[number % 10], str(number % 10)} & set(split(caption))
+            assert {WORDS[number % 10], str(number % 10)} & set(captions.split(caption))
             said.setdefault(number, set()).add(caption)
     assert min(map(len, said.values())) > 1
 

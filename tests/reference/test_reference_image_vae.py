@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from lossdoctor.reference import Digits, ReferenceConfig
-from lossdoctor.reference.data import Augmentation, stream
+from lossdoctor.reference.data import Augmentation
 from lossdoctor.reference.image_vae import PictureVAE, train_autoencoder
+from lossdoctor.reference.pictures import stream
 
 
 def trained(

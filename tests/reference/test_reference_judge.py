@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from lossdoctor.reference import Digits, Judge, load_digits
-from lossdoctor.reference.data import split_digits
 from lossdoctor.reference.judge import spread
+from lossdoctor.reference.pictures import split
 
 
 @pytest.fixture(scope="module")
 def both() -> tuple[Digits, Digits]:
-    return split_digits(load_digits(), 0.2, seed=0)
+    return split(load_digits(), 0.2, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,9 @@ def tensors(batch: object) -> list[Tensor]:
 def test_the_shares_of_all_ranks_are_the_batch(digits, tiny) -> None:
     batch = Trainer(tiny, digits).loader.draw()
     for size in (1, 2, 4):
-        shares = [tensors(Team(CPU, rank, size).share(batch)) for rank in range(size)]
+        loaders = [Trainer(tiny, digits).loader for _ in range(size)]
+        rows = [Team(CPU, rank, size).rows(loaders[0].batch) for rank in range(size)]
+        shares = [tensors(loader.draw(own)) for loader, own in zip(loaders, rows, strict=True)]
         for whole, *parts in zip(tensors(batch), *shares, strict=True):
             assert torch.equal(torch.cat(parts), whole)
 

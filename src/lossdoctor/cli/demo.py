@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
     from lossdoctor.cli.progress import Phases
     from lossdoctor.cli.results import Results
-    from lossdoctor.reference import Digits, Progress, ReferenceConfig, Trainer
+    from lossdoctor.diagnose import Diagnosis
+    from lossdoctor.reference import Progress, ReferenceConfig, Trainer
     from lossdoctor.reference.team import Team
     from lossdoctor.store import Run
 
 HOME = Path("runs/demo")
 EVERY, LEAST = 50, 50
 """Every 50th step is measured in full, but at least 50 steps of a short run."""
-PER_DIGIT, SHOWN_PER_DIGIT = 24, 6
+UNFIT = 1
+"""Exit code when the checks before the training found an error, and nothing was trained."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -45,6 +47,8 @@ INTERRUPTED = 130
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE")
 @click.option("--fault", metavar="NAME")
+@click.option("--dry-run", is_flag=True)
+@click.option("--processes", type=click.IntRange(min=1), default=1, metavar="N")
 @global_options
 @click.pass_context
 def command(
@@ -57,17 +61,26 @@ def command(
     config_file: Path | None,
     changes: tuple[str, ...],
     fault: str | None,
+    dry_run: bool,
+    processes: int,
 ) -> None:
     """Its help text is in the message catalogues."""
     if fault is not None and _listed(fault, settings(ctx)):
         return
+    given = {"train.steps": steps, "seed": seed, "device": device}
+    given = {name: value for name, value in given.items() if value is not None}
+    if dry_run:
+        from lossdoctor.cli.dry_run import rehearsed
+
+        config = configured(config_file, changes, given, look=False)
+        rehearsed(config, processes, settings(ctx).console(), settings(ctx).lang)
+        return
     for package, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "demo", "The demo")
-    given = {"train.steps": steps, "seed": seed, "device": device}
     lang, folder = settings(ctx).lang, None
     try:
-        config = configured(config_file, changes, {name: value for name, value in given.items() if value is not None})
+        config = configured(config_file, changes, given)
         team = _team(config)
         if team.first:
             folder = next_free(HOME) if out is None else chosen(out)
@@ -87,14 +100,19 @@ def _team(config: ReferenceConfig) -> Team:
     return team(config.device)
 
 
-def configured(file: Path | None, changes: Sequence[str], options: dict[str, Any]) -> ReferenceConfig:
-    """Settings of the reference system: its own, over them the file's, over them --set, over them the other options."""
-    from lossdoctor.reference.config import ReferenceConfig, validate
+def configured(
+    file: Path | None, changes: Sequence[str], options: dict[str, Any], *, look: bool = True
+) -> ReferenceConfig:
+    """Settings of the reference system: its own, over them the file's, over them --set, over them the other options.
 
-    config = ReferenceConfig() if file is None else configuration.load(ReferenceConfig, file)
+    Relative paths in the file are taken from its folder, others from the current one. look: is the device there?
+    """
+    from lossdoctor.reference.config import ReferenceConfig, rooted, validate
+
+    config = ReferenceConfig() if file is None else rooted(configuration.load(ReferenceConfig, file), file.parent)
     config = configuration.override(config, configuration.assignments(changes) | options)
     validate(config)
-    return configuration.override(config, {"device": _device(config.device)})
+    return configuration.override(config, {"device": _device(config.device)}) if look else config
 
 
 def _listed(fault: str, talk: Settings) -> bool:
@@ -142,13 +160,20 @@ def run(config: ReferenceConfig, folder: Path, settings: Settings, fault: str | 
     first = _team(config).first
     console, lang, results = settings.console(quiet=not first), settings.lang, Results(folder)
     with _warnings_told(console, lang), Phases(console, lang) as phases:
-        phases.say(text("demo.begin", lang, folder=folder))
+        path = config.pictures.path
+        begin = "demo.begin" if path is None else "demo.begin.pictures"
+        phases.say(text(begin, lang, folder=folder, path=path))
         trainer = Trainer(config) if fault is None else sick(config, fault)
-        record, evaluation, interrupted = _train(trainer, folder, phases)
+        checked = _checked(trainer, phases, console, lang)
+        if trainer.team.any(checked is not None and any(f.severity == "error" for f in checked.findings)):
+            phases.say(text("demo.unfit", lang))
+            trainer.team.leave()
+            return UNFIT
+        record, evaluation, interrupted = _train(trainer, folder, phases, checked)
         trainer.team.leave()
         if not first:
             return INTERRUPTED if interrupted else 0
-        notes = [*_held_out(evaluation, lang), *_sample(trainer, phases, results, lang)]
+        notes = [*_held_out(trainer, evaluation, lang), *_sample(trainer, evaluation, phases, results, lang)]
         if fault is not None:
             notes.append(text("demo.fault", lang, fault=fault, what=text(f"fault.{fault}", lang)))
         _lay_out(trainer, record, results, notes, lang)
@@ -159,22 +184,47 @@ def run(config: ReferenceConfig, folder: Path, settings: Settings, fault: str | 
     return _end(console, results, notes, interrupted=interrupted, lang=lang)
 
 
-def _train(trainer: Trainer, folder: Path, phases: Phases) -> tuple[Run, dict[str, float], bool]:
+def _checked(trainer: Trainer, phases: Phases, console: Console, lang: str) -> Diagnosis | None:
+    """What preflight finds where a part is not our own: before a wrong scale has cost a training. Digits are known."""
+    from lossdoctor.reference.checkup import checkup
+    from lossdoctor.reference.parts import without_weights
+    from lossdoctor.report.verdict.text import Verdict
+
+    config = trainer.config
+    if not any(part.path for part in (config.pictures, config.vae, config.teacher)):
+        return None
+    for key in without_weights(config):
+        phases.say(text("demo.untrained", lang, name=key))
+    if not trainer.prepare(lambda progress: _show(phases, progress)):
+        raise KeyboardInterrupt
+    found = checkup(trainer)
+    if found.findings:
+        console.print(Verdict(found, lang))
+        console.print("")
+    else:
+        phases.say(text("demo.checked", lang))
+    return found
+
+
+def _show(phases: Phases, progress: Progress) -> None:
+    phases.at(progress.phase, progress.step, progress.total, progress.losses)
+    if (progress.phase, progress.step) == ("train", progress.total):
+        phases.at("evaluate", 0, 1)
+
+
+def _train(
+    trainer: Trainer, folder: Path, phases: Phases, checked: Diagnosis | None
+) -> tuple[Run, dict[str, float], bool]:
     """The run, what the evaluation found, and whether Ctrl-C ended it early."""
     from lossdoctor.doctor import Doctor
-
-    def show(progress: Progress) -> None:
-        phases.at(progress.phase, progress.step, progress.total, progress.losses)
-        if (progress.phase, progress.step) == ("train", progress.total):
-            phases.at("evaluate", 0, 1)
 
     config, evaluation, interrupted = trainer.config, {}, False
     every = max(1, min(EVERY, config.train.steps // LEAST))
     meta = {"seed": config.seed, "device": config.device, "config": dataclasses.asdict(config)}
-    doctor = Doctor(**trainer.patient(), run=folder, every=every, meta=meta)
+    doctor = Doctor(**trainer.patient(), run=folder, every=every, meta=meta, preflight=checked)
     try:
         with doctor:
-            summary = trainer.run(doctor=doctor, on_progress=show)
+            summary = trainer.run(doctor=doctor, on_progress=lambda progress: _show(phases, progress))
             if summary.interrupted:
                 raise KeyboardInterrupt  # for the doctor to note it
             evaluation = dict(summary.evaluation)
@@ -184,50 +234,29 @@ def _train(trainer: Trainer, folder: Path, phases: Phases) -> tuple[Run, dict[st
     return doctor.run, evaluation, interrupted
 
 
-def _held_out(evaluation: dict[str, float], lang: str) -> Iterator[str]:
+def _held_out(trainer: Trainer, evaluation: dict[str, float], lang: str) -> Iterator[str]:
     from lossdoctor.report.wording import number
 
     found = {
         name.removeprefix("eval/"): number(value) for name, value in evaluation.items() if name.startswith("eval/")
     }
     if found:
-        yield text("demo.held_out", lang, values=", ".join(f"{name} {value}" for name, value in found.items()))
+        key = "demo.held_out" if trainer.config.pictures.path is None else "demo.held_out.pictures"
+        yield text(key, lang, values=", ".join(f"{name} {value}" for name, value in found.items()))
 
 
-def _sample(trainer: Trainer, phases: Phases, results: Results, lang: str) -> Iterator[str]:
-    """Draw digits with what was trained, keep them, and say what a classifier makes of them."""
-    import numpy as np
+def _sample(
+    trainer: Trainer, evaluation: dict[str, float], phases: Phases, results: Results, lang: str
+) -> Iterator[str]:
+    """Draw pictures with what was trained, keep them, and say what can be said of them."""
+    from lossdoctor.cli.demo_pictures import drawn
 
-    from lossdoctor.reference import Judge
-    from lossdoctor.report.pictures import draw_samples
-    from lossdoctor.report.wording import percent
-
-    if not trainer.autoencoder_ready or not trainer.step:
+    if not trainer.ready or not trainer.step:
         yield text("demo.no_samples", lang)
         return
     phases.at("sample", 0, 1)
-    captions, digits = _draw(trainer)
-    images = ((digits.pictures[:, 0] + 1) / 2).clamp(0, 1).numpy().astype(np.float32)
-    results.make("samples.npz", lambda path: np.savez_compressed(path, images=images, labels=digits.labels.numpy()))
-    shown = SHOWN_PER_DIGIT * 10
-    results.make("samples.png", lambda path: draw_samples(images[:shown], captions[:shown], path))
-    verdict = Judge(trainer.training_set).judge(digits)
-    yield text("demo.judged", lang, accuracy=percent(verdict.accuracy), spread=percent(verdict.spread))
+    yield from drawn(trainer, evaluation, results, lang)
     phases.at("sample", 1, 1)
-
-
-def _draw(trainer: Trainer) -> tuple[list[str], Digits]:
-    """PER_DIGIT pictures of each digit, ten digits to a row, in all the ways there are to ask for them."""
-    import torch
-
-    from lossdoctor.reference import Digits, captions_of
-    from lossdoctor.reference.data import stream
-
-    labels = [digit for _ in range(PER_DIGIT) for digit in range(10)]
-    ways = [captions_of(digit) for digit in range(10)]
-    captions = [ways[digit][place // 10 % len(ways[digit])] for place, digit in enumerate(labels)]
-    pictures = trainer.sampler()(captions, randomness=stream(trainer.config.seed, "samples"))
-    return captions, Digits(pictures, torch.tensor(labels))
 
 
 def _lay_out(trainer: Trainer, record: Run, results: Results, notes: Sequence[str], lang: str) -> None:

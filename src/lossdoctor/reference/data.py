@@ -1,4 +1,4 @@
-"""Scanned digits with captions: the split, the augmentation, and batches in which everything random is already drawn.
+"""Scanned digits with captions, what is made of a picture, and batches in which everything random is already drawn.
 
 A training step is then a pure function of its batch, and the state of the loader is all that an exact resume needs.
 """
@@ -6,10 +6,9 @@ A training step is then a pure function of its batch, and the state of the loade
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +16,14 @@ from torch import Tensor
 
 from lossdoctor.errors import MissingExtraError
 from lossdoctor.flow import TimeSampler, Uniform
-from lossdoctor.reference.captions import WORDS, Tokenizer, Tokens, captions_of
+from lossdoctor.reference.captions import WORDS, CaptionBook, Tokens, captions_of
 from lossdoctor.reference.config import DataConfig
-
-
-def stream(seed: int, purpose: str) -> torch.Generator:
-    """A private random stream on the CPU: the same for the same seed and purpose, unrelated to any other."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{purpose}/{seed}".encode()))
+from lossdoctor.reference.pictures import Pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Pictures (N, 1, 8, 8) float32 in [-1, 1], -1 is paper; labels (N,) int64 in 0..9."""
+    """Pictures (N, 1, 8, 8) float32 in [-1, 1], -1 is paper; labels (N,) int64 in 0..9. In memory; see `Pictures`."""
 
     pictures: Tensor
     labels: Tensor
@@ -39,6 +34,31 @@ class Digits:
     def rows(self, index: Tensor) -> Digits:
         """The digits at `index` (n,), int64."""
         return Digits(self.pictures[index], self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every picture."""
+        channels, height, width = self.pictures.shape[1:]
+        return channels, height, width
+
+    @property
+    def ways(self) -> Sequence[tuple[str, ...]]:
+        """For each digit, every caption it may get."""
+        return [captions_of(digit) for digit in range(len(WORDS))]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the digits."""
+        return WORDS
+
+    @property
+    def digest(self) -> str:
+        """A checkpoint goes on with any digits."""
+        return ""
+
+    def read(self) -> Tensor:
+        """All of them: (N, C, H, W) float32 in [-1, 1]."""
+        return self.pictures
 
 
 def load_digits() -> Digits:
@@ -55,13 +75,6 @@ def load_digits() -> Digits:
     bunch = datasets.load_digits()
     pictures = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
     return Digits(pictures, torch.tensor(bunch.target, dtype=torch.int64))
-
-
-def split_digits(digits: Digits, held_out: float, seed: int) -> tuple[Digits, Digits]:
-    """(training, held out): a random share of the digits is held out, at least one."""
-    order = torch.randperm(len(digits), generator=stream(seed, "split"))
-    kept = max(1, round(held_out * len(digits)))
-    return digits.rows(order[kept:]), digits.rows(order[:kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +100,60 @@ class Augmentation:
         return moved + self.noise * torch.randn(moved.shape, generator=generator)
 
 
+class Views(Protocol):
+    """What of a picture is trained on: the picture as the autoencoder sees it, and views of it for the teacher."""
+
+    def __call__(
+        self, pictures: Pictures, generator: torch.Generator, rows: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Pictures (n, C, H, W) and their views, of `rows` of them or all; randomness is drawn for all of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """For self-distillation: the picture a little moved, and two views of it moved further and noisy."""
+
+    picture: Augmentation
+    view: Augmentation
+
+    def __call__(
+        self, pictures: Pictures, generator: torch.Generator, rows: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Views`."""
+        read = pictures.read()
+        moved, *views = (augment(read, generator) for augment in (self.picture, self.view, self.view))
+        return (moved, tuple(views)) if rows is None else (moved[rows], tuple(view[rows] for view in views))
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """For a frozen teacher, which knows pictures as they are: the picture, half of the time mirrored, is its view."""
+
+    flip: bool = False
+
+    def __call__(
+        self, pictures: Pictures, generator: torch.Generator, rows: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Views`. Only the rows asked for are read."""
+        mirrored = torch.rand(len(pictures), generator=generator) < (0.5 if self.flip else 0.0)
+        if rows is not None:
+            pictures, mirrored = pictures.rows(rows), mirrored[rows]
+        read = pictures.read()
+        seen = torch.where(mirrored[:, None, None, None], read.flip(-1), read) if self.flip else read
+        return seen, (seen,)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One training step's input.
 
-    pictures, views: (B, 1, 8, 8), the picture and two augmented views of it. tokens: its caption. t: (B,) in [0, 1].
-    source_noise, target_noise: (B, C, H, W) standard normal, for sampling z0 and z1.
+    pictures, views: (B, C, H, W), the picture and the views of it that the teacher sees. tokens: its caption. t: (B,)
+    in [0, 1]. source_noise, target_noise: (B, C, H, W) of the latents, standard normal, for sampling z0 and z1.
     """
 
     pictures: Tensor
-    views: tuple[Tensor, Tensor]
+    views: tuple[Tensor, ...]
     tokens: Tokens
     t: Tensor
     source_noise: Tensor
@@ -106,7 +163,7 @@ class Batch:
         """The samples at `index` (n,), int64."""
         return Batch(
             self.pictures[index],
-            (self.views[0][index], self.views[1][index]),
+            tuple(view[index] for view in self.views),
             self.tokens.rows(index),
             self.t[index],
             self.source_noise[index],
@@ -114,10 +171,11 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device. A view that is the picture itself stays so."""
+        pictures = self.pictures.to(device)
         return Batch(
-            self.pictures.to(device),
-            (self.views[0].to(device), self.views[1].to(device)),
+            pictures,
+            tuple(pictures if view is self.pictures else view.to(device) for view in self.views),
             self.tokens.to(device),
             self.t.to(device),
             self.source_noise.to(device),
@@ -125,31 +183,18 @@ class Batch:
         )
 
 
-class CaptionBook:
-    """Every caption of every digit, tokenized once."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        texts = [captions_of(digit) for digit in range(len(WORDS))]
-        self.per_digit = len(texts[0])
-        self.tokens = tokenizer.encode([text for same in texts for text in same])
-
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tokens:
-        """One of the captions of each label (B,), drawn anew at every call."""
-        which = torch.randint(self.per_digit, (len(labels),), generator=generator)
-        return self.tokens.rows(labels * self.per_digit + which)
-
-
 class Loader:
-    """Endless batches, every digit once per epoch in random order; an incomplete last batch of an epoch is left out.
+    """Endless batches, every picture once per epoch in random order; an incomplete last batch of an epoch is left out.
 
-    digits: at least `batch` of them. latent: (C, H, W) of the noise. Everything random comes from `generator`.
+    pictures: at least `batch` of them. latent: (C, H, W) of the noise. views: see there, by default those of the
+    digits. Everything random comes from `generator`.
     """
 
     times: TimeSampler = Uniform()
 
     def __init__(
         self,
-        digits: Digits,
+        pictures: Pictures,
         book: CaptionBook,
         config: DataConfig,
         *,
@@ -157,33 +202,33 @@ class Loader:
         latent: tuple[int, int, int],
         generator: torch.Generator,
         moved: bool = True,
+        views: Views | None = None,
     ) -> None:
-        self.digits, self.book, self.batch, self.latent = digits, book, min(batch, len(digits)), latent
-        self.move = Augmentation(config.rotate, config.shift) if moved else Augmentation()
-        self.view = Augmentation(config.view_rotate, config.view_shift, config.view_noise)
+        self.pictures, self.book, self.batch, self.latent = pictures, book, min(batch, len(pictures)), latent
+        move = Augmentation(config.rotate, config.shift) if moved else Augmentation()
+        self.views = views or Moved(move, Augmentation(config.view_rotate, config.view_shift, config.view_noise))
         self.generator = generator
         self._order = torch.empty(0, dtype=torch.int64)
         self._next = 0
 
-    def draw(self) -> Batch:
-        """The next batch."""
+    def draw(self, rows: Tensor | None = None) -> Batch:
+        """The next batch, or these rows of it."""
         if self._next + self.batch > len(self._order):
-            self._order, self._next = torch.randperm(len(self.digits), generator=self.generator), 0
+            self._order, self._next = torch.randperm(len(self.pictures), generator=self.generator), 0
         index = self._order[self._next : self._next + self.batch]
         self._next += self.batch
-        return self.assemble(self.digits.rows(index))
+        return self.assemble(self.pictures.rows(index), rows)
 
-    def assemble(self, digits: Digits) -> Batch:
-        """A batch of exactly these digits."""
-        noise = (len(digits), *self.latent)
-        return Batch(
-            pictures=self.move(digits.pictures, self.generator),
-            views=(self.view(digits.pictures, self.generator), self.view(digits.pictures, self.generator)),
-            tokens=self.book.draw(digits.labels, self.generator),
-            t=self.times.sample(len(digits), generator=self.generator),
-            source_noise=torch.randn(noise, generator=self.generator),
-            target_noise=torch.randn(noise, generator=self.generator),
-        )
+    def assemble(self, pictures: Pictures, rows: Tensor | None = None) -> Batch:
+        """A batch of exactly these pictures, or these rows of it; what is drawn is the same."""
+        seen, views = self.views(pictures, self.generator, rows)
+        noise = (len(pictures), *self.latent)
+        tokens = self.book.draw(pictures.labels, self.generator)
+        t = self.times.sample(len(pictures), generator=self.generator)
+        source, target = (torch.randn(noise, generator=self.generator) for _ in range(2))
+        if rows is not None:
+            tokens, t, source, target = tokens.rows(rows), t[rows], source[rows], target[rows]
+        return Batch(seen, views, tokens, t, source, target)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next batches depend on."""

@@ -55,7 +55,7 @@ class PictureStudent(nn.Module):
         self.head = PrototypeHead(config.features, config)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 1, 8, 8) to logits (B, K)."""
+        """Pictures (B, C, H, W) to logits (B, K)."""
         logits: Tensor = self.head(self.encoder((pictures - self.mean) / self.std))
         return logits
 
@@ -79,6 +79,7 @@ class MomentumTeacher(nn.Module):
         return logits
 
     @torch.no_grad()
-    def follow(self, student: nn.Module) -> None:
+    def follow(self, student: nn.Module | None) -> None:
         """One step towards the student."""
+        assert student is not None
         torch._foreach_lerp_(list(self.module.parameters()), list(student.parameters()), 1 - self.momentum)

@@ -21,10 +21,11 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.flow import LogitNormal, Trigonometric
 from lossdoctor.losses import flow_matching_loss, gaussian_kl
 from lossdoctor.reference.config import ReferenceConfig, VelocityConfig
-from lossdoctor.reference.data import Batch, Digits, Loader
+from lossdoctor.reference.data import Batch, Loader
 from lossdoctor.reference.distill import MomentumTeacher
 from lossdoctor.reference.edits import clipped_at, decay_at, edited, mixed, scaled_by
 from lossdoctor.reference.ema import Ema
+from lossdoctor.reference.pictures import Pictures
 from lossdoctor.reference.sample import Sampler
 from lossdoctor.reference.system import Generator, System
 from lossdoctor.reference.trainer import Trainer
@@ -34,12 +35,18 @@ _SCALE = 0.18215
 """The scale factor of the latents of Stable Diffusion; theirs have a standard deviation of 5.49 without it."""
 
 
-def sick(config: ReferenceConfig, fault: str, digits: Digits | None = None) -> Trainer:
-    """As `Trainer(config, digits)`, with one mistake in it. Raises UsageError for a name that is not in `FAULTS`."""
+def sick(config: ReferenceConfig, fault: str, digits: Pictures | None = None) -> Trainer:
+    """As `Trainer(config, digits)`, with one mistake in it. Raises UsageError for a name that is not in `FAULTS`, and
+    for settings with parts from folders or a transformer, in whose place none of the mistakes can be put."""
     if fault not in _SWITCHES:
         raise UsageError(
             mismatch("The reference system has no such fault.", ", ".join(FAULTS), fault, "name one of these")
         )
+    others = [part for part in ("pictures", "vae", "teacher") if getattr(config, part).path is not None]
+    if others or config.velocity.kind != "mlp":
+        got = f"{others[0]}.path" if others else f"velocity.kind={config.velocity.kind}"
+        rule, todo = "The mistakes are made in the parts of our own.", "leave --fault out, or that setting"
+        raise UsageError(mismatch(rule, "digits, an autoencoder and a teacher of our own, an mlp", got, todo))
     return _SWITCHES[fault].trainer_type()(_SWITCHES[fault].configured(config), digits)
 
 
@@ -110,7 +117,7 @@ class _EmptyMask(System):
 
 
 class _FrozenTeacher(MomentumTeacher):
-    def follow(self, student: nn.Module) -> None:
+    def follow(self, student: nn.Module | None) -> None:
         """Never called for."""
 
 
@@ -208,8 +215,8 @@ class _EveryTarget(System):
 
 
 class _NarrowTimes(Trainer):
-    def _loader(self, digits: Digits, purpose: str, *, moved: bool = True) -> Loader:
-        loader = super()._loader(digits, purpose, moved=moved)
+    def _loader(self, pictures: Pictures, purpose: str, *, moved: bool = True) -> Loader:
+        loader = super()._loader(pictures, purpose, moved=moved)
         if purpose == "training":
             loader.times = mixed(LogitNormal(0.0, 0.3))
         return loader

@@ -23,7 +23,7 @@ def parameter_groups(system: System, config: ReferenceConfig) -> list[dict[str, 
         lr=settings.lr,
         lr_scale=settings.head_lr_scale,
         weight_decay=settings.weight_decay,
-        parts={"student": (system.student, config.distill.lr_scale)},
+        parts={} if system.student is None else {"student": (system.student, config.distill.lr_scale)},
     )
     return [{**group, "peak_lr": group["lr"]} for group in groups]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,12 @@ from torch import Tensor
 from lossdoctor.flow import integrate
 from lossdoctor.reference.captions import Tokenizer
 from lossdoctor.reference.system import Autoencoder, Generator
+
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""velocity(x, t, cond)."""
+
+_AT_ONCE = 512
+"""Captions that are drawn together; more are drawn in turn."""
 
 
 class Sampler:
@@ -24,13 +30,21 @@ class Sampler:
     def __call__(
         self, captions: Sequence[str], *, randomness: torch.Generator, steps: int = 32, solver: str = "heun"
     ) -> Tensor:
-        """One picture per caption, (B, 1, 8, 8) in [-1, 1] on the CPU.
+        """One picture per caption, (B, C, H, W) in [-1, 1] on the CPU.
 
         randomness: on the CPU; the same gives the same pictures. Raises UsageError for captions the tokenizer refuses,
         for an unknown solver, or steps < 1.
         """
         noise = torch.randn(len(captions), *self.latent, generator=randomness)
         device = next(self.generator.parameters()).device
-        cond, _, _, z0 = self.generator.source(self.tokenizer.encode(captions).to(device), noise.to(device))
-        z1 = integrate(lambda x, t: self.generator.field(x, t, cond), z0, steps, solver)
-        return self.autoencoder.decode(z1).cpu()
+        tokens = self.tokenizer.encode(captions)
+        drawn = []
+        for rows in torch.split(torch.arange(len(captions)), _AT_ONCE):
+            cond, _, _, z0 = self.generator.source(tokens.rows(rows).to(device), noise[rows].to(device))
+            drawn.append(self.autoencoder.decode(self.follow(z0, cond, steps, solver)).cpu())
+        return torch.cat(drawn)
+
+    def follow(self, z0: Tensor, cond: Tensor, steps: int, solver: str, velocity: Velocity | None = None) -> Tensor:
+        """The field from z0 (B, C, H, W) to z1, as every picture is drawn. velocity: in place of the generator's."""
+        field = velocity or self.generator.field
+        return integrate(lambda x, t: field(x, t, cond), z0, steps, solver)

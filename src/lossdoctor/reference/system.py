@@ -23,13 +23,17 @@ from lossdoctor.reference.config import ReferenceConfig
 from lossdoctor.reference.data import Batch
 from lossdoctor.reference.distill import MomentumTeacher, PrototypeHead
 from lossdoctor.reference.text import TextEncoder, VariationalHead
+from lossdoctor.reference.transformer import VelocityTransformer
 from lossdoctor.reference.velocity import Velocity
 
 KINDS: Final = {"dino": "distill", "kl": "kl", "flow": "velocity"}
 
 
 class Autoencoder(Protocol):
-    """A frozen way from pictures to latents of standard deviation about 1, and back."""
+    """A frozen way from pictures to latents of standard deviation about 1, and back.
+
+    `image_vae.PictureVAE`, trained here, and `diffusers_vae.LatentAutoencoder`, which comes trained.
+    """
 
     def encode(self, pictures: Tensor, noise: Tensor) -> Tensor:
         """Latents (B, C, H, W), sampled with standard normal `noise` of that shape."""
@@ -41,13 +45,13 @@ class Autoencoder(Protocol):
 
 
 class Teacher(Protocol):
-    """Who is distilled."""
+    """Who is distilled: `distill.MomentumTeacher`, or `dinov2.FrozenTeacher`, which has no student."""
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Prototype logits (B, K), without gradient."""
         ...
 
-    def follow(self, student: nn.Module) -> None:
+    def follow(self, student: nn.Module | None) -> None:
         """One step towards the student, for a teacher that learns at all."""
         ...
 
@@ -62,7 +66,8 @@ class Generator(nn.Module):
         latent = config.autoencoder.latent
         self.text = TextEncoder(vocabulary, config.text)
         self.z_head = VariationalHead(config.text, latent)
-        self.velocity = self.velocity_type(config.velocity, latent, config.text.width)
+        network = VelocityTransformer if config.velocity.kind == "transformer" else self.velocity_type
+        self.velocity: Velocity | VelocityTransformer = network(config.velocity, latent, config.text.width)
 
     def source(self, tokens: Tokens, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Captions and standard normal noise (B, C, H, W) to cond (B, width), mu, logvar and z0, each (B, C, H, W)."""
@@ -79,20 +84,31 @@ class Generator(nn.Module):
 class System(nn.Module):
     """The generator, the students and the teacher, and the frozen autoencoder.
 
-    Every formula is a method of its own, and a subclass may put in other parts: `reference.faults` does.
+    student: the picture student, which the teacher follows; None with a `teacher` that knows pictures already. Every
+    formula is a method of its own, and a subclass may put in other parts: `reference.faults` does.
     """
 
     generator_type: ClassVar[type[Generator]] = Generator
     teacher_type: ClassVar[type[MomentumTeacher]] = MomentumTeacher
 
-    def __init__(self, config: ReferenceConfig, vocabulary: int, student: nn.Module, autoencoder: Autoencoder) -> None:
+    def __init__(
+        self,
+        config: ReferenceConfig,
+        vocabulary: int,
+        student: nn.Module | None,
+        autoencoder: Autoencoder,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         settings = config.distill
         self.settings, self.weight_settings = settings, config.weights
         self.generator = self.generator_type(config, vocabulary)
         self.dino_head = PrototypeHead(math.prod(config.autoencoder.latent), settings)
         self.student = student
-        self.teacher: Teacher = self.teacher_type(student, settings.momentum)
+        if teacher is None:
+            assert student is not None
+            teacher = self.teacher_type(student, settings.momentum)
+        self.teacher: Teacher = teacher
         self.dino = DINOLoss(
             settings.prototypes,
             student_temp=settings.student_temp,
@@ -100,6 +116,8 @@ class System(nn.Module):
             warmup_teacher_temp=settings.warmup_teacher_temp,
             warmup_steps=round(settings.warmup * config.train.steps),
             center_momentum=settings.center_momentum,
+            # What is left out is that a student sees the very view of the teacher; the caption shows none.
+            skip_same_view=student is not None,
         )
         self.autoencoder = autoencoder
         self.path = Linear()
@@ -143,13 +161,17 @@ class System(nn.Module):
         return flow_matching_loss(v_pred, v_target)
 
     def _distill(self, batch: Batch, z0: Tensor) -> Tensor:
-        """Each teacher view teaches the student's other view and the caption: four pairs of equal weight."""
+        """Each teacher view teaches the student's other view and the caption: four pairs of equal weight.
+
+        Without a picture student there is one view and one pair: the picture, and its caption.
+        """
         self.dino.student_temp = observe.knob("student_temp", self.settings.student_temp)
         self.dino.final_teacher_temp = observe.knob("teacher_temp", self.settings.teacher_temp)
         views = torch.cat(batch.views)
-        said = self.teacher(views).chunk(2)
+        said = self.teacher(views).chunk(len(batch.views))
         heard = self._answers(views, z0)
-        pairs = [(i, j) for i in range(len(said)) for j in range(len(heard)) if i != j]
+        same = not self.dino.skip_same_view
+        pairs = [(i, j) for i in range(len(said)) for j in range(len(heard)) if i != j or same]
         observe.distill(
             torch.cat([said[i] for i, _ in pairs]),
             torch.cat([heard[j] for _, j in pairs]),
@@ -161,8 +183,9 @@ class System(nn.Module):
         return self._cross_entropy(list(said), heard)
 
     def _answers(self, views: Tensor, z0: Tensor) -> list[Tensor]:
-        """The students' logits (B, K): of the two views (2B, 1, 8, 8), and of the caption."""
-        return [*self.student(views).chunk(2), self.dino_head(z0)]
+        """The students' logits (B, K): of the two views (2B, C, H, W), and of the caption."""
+        seen = () if self.student is None else self.student(views).chunk(2)
+        return [*seen, self.dino_head(z0)]
 
     def _cross_entropy(self, said: list[Tensor], heard: list[Tensor]) -> Tensor:
         loss: Tensor = self.dino(said, heard)

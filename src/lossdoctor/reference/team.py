@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lossdoctor.errors import UsageError, mismatch
-from lossdoctor.reference.data import Batch
 
 _LONGEST = 4096
 """Bytes of a text that rank 0 tells the others."""
@@ -34,12 +33,12 @@ class Team:
         """Whether this is the process that prints, writes and reports."""
         return self.rank == 0
 
-    def share(self, batch: Batch) -> Batch:
-        """This rank's rows of the global batch."""
+    def rows(self, batch: int) -> Tensor | None:
+        """This rank's rows of a global batch of that size; None for all of them."""
         if self.size == 1:
-            return batch
-        rows = len(batch.t) // self.size
-        return batch.rows(torch.arange(self.rank * rows, (self.rank + 1) * rows))
+            return None
+        rows = batch // self.size
+        return torch.arange(self.rank * rows, (self.rank + 1) * rows)
 
     def check(self, batch: int) -> None:
         """Raises UsageError when a global batch of this size cannot be split evenly."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossdoctor.reference.captions import MAX_WORDS, Tokens
+from lossdoctor.reference.captions import Tokens
 from lossdoctor.reference.config import TextConfig
 
 
@@ -18,7 +18,7 @@ class TextEncoder(nn.Module):
     def __init__(self, vocabulary: int, config: TextConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, config.width)
-        self.places = nn.Embedding(MAX_WORDS, config.width)
+        self.places = nn.Embedding(config.words, config.width)
         nn.init.normal_(self.words.weight, std=config.embedding_std)
         nn.init.normal_(self.places.weight, std=0.02)
         self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.blocks))

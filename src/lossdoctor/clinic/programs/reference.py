@@ -25,8 +25,9 @@ from lossdoctor.doctor import Doctor
 from lossdoctor.flow import energy_distance
 from lossdoctor.losses import gaussian_kl
 from lossdoctor.reference import Digits, Judge, ReferenceConfig, Trainer, captions_of
-from lossdoctor.reference.data import CaptionBook, stream
+from lossdoctor.reference.captions import CaptionBook
 from lossdoctor.reference.faults import FAULTS, sick
+from lossdoctor.reference.pictures import stream
 from lossdoctor.store import Run
 
 STEPS: Final = 800
@@ -107,9 +108,11 @@ def grades(trainer: Trainer) -> dict[str, float]:
     _, mu, logvar, z0 = sampler.generator.source(tokens, noise)
     if not (drawn.pictures.isfinite().all() and z0.isfinite().all()):
         return {}
-    real = trainer.training_set
+    real, held_out = trainer.training_set, trainer.held_out
+    assert isinstance(real, Digits), "the clinic's reference system has no other pictures"
+    assert isinstance(held_out, Digits)
     return {
-        _PICTURES: _distance(drawn, real) / _distance(trainer.held_out, real),
+        _PICTURES: _distance(drawn, real) / _distance(held_out, real),
         "eval/accuracy": Judge(real).judge(drawn).accuracy,
         _LATENT: _told_apart(z0.flatten(1).cpu(), more),
         _PRIOR: float(gaussian_kl(mu, logvar, reduction="per_dim")),
