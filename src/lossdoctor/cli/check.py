@@ -18,6 +18,7 @@ from lossdoctor.messages import text
 if TYPE_CHECKING:
     from lossdoctor.diagnose import Diagnosis
     from lossdoctor.rules import Rule
+    from lossdoctor.store import Run
 
 FORMATS = ("text", "json", "markdown", "sarif", "github", "html")
 
@@ -52,10 +53,10 @@ def command(
             mismatch("A page is one file about one run.", "one RUN and --output FILE", got, "give -o report.html")
         )
     asked = rules_asked(_codes(select), _codes(ignore), changes)
-    diagnoses, broken = _diagnosed(runs, asked, settings(ctx))
-    if diagnoses:
-        _tell(diagnoses, runs, form, output, settings(ctx), verbose=verbose)
-    ctx.exit(exit_code(diagnoses, fail_on, broken=broken))
+    judged, broken = _judged(runs, asked, settings(ctx))
+    if judged:
+        _tell(judged, form, output, settings(ctx), verbose=verbose)
+    ctx.exit(exit_code([diagnosis for _, diagnosis in judged], fail_on, broken=broken))
 
 
 def rules_asked(select: Sequence[str], ignore: Sequence[str], changes: Sequence[str]) -> tuple[Rule, ...]:
@@ -73,15 +74,16 @@ def _codes(given: Sequence[str]) -> list[str]:
     return [code.strip() for several in given for code in several.split(",") if code.strip()]
 
 
-def _diagnosed(runs: Sequence[Path], asked: Sequence[Rule], talk: Settings) -> tuple[list[Diagnosis], bool]:
+def _judged(runs: Sequence[Path], asked: Sequence[Rule], talk: Settings) -> tuple[list[tuple[Run, Diagnosis]], bool]:
     """One run that cannot be read does not keep the others from being judged."""
+    from lossdoctor.cli.opening import opened
     from lossdoctor.diagnose import diagnose
-    from lossdoctor.store import Run
 
     found, broken = [], False
     for path in runs:
         try:
-            found.append(diagnose(Run.open(path), rules=asked, name=str(path)))
+            run = opened(path, talk)
+            found.append((run, diagnose(run, rules=asked, name=str(path))))
         except RunError as error:
             broken = True
             click.echo(text("check.broken_run", talk.lang, run=path, error=error), err=True)
@@ -89,8 +91,7 @@ def _diagnosed(runs: Sequence[Path], asked: Sequence[Rule], talk: Settings) -> t
 
 
 def _tell(
-    diagnoses: Sequence[Diagnosis],
-    runs: Sequence[Path],
+    judged: Sequence[tuple[Run, Diagnosis]],
     form: str,
     output: Path | None,
     talk: Settings,
@@ -99,9 +100,8 @@ def _tell(
 ) -> None:
     if form == "html":
         from lossdoctor.report.page import page
-        from lossdoctor.store import Run
 
-        told = page(Run.open(runs[0]), diagnoses[0], lang=talk.lang)
-        delivered(told, output, talk)
+        ((run, diagnosis),) = judged
+        delivered(page(run, diagnosis, lang=talk.lang), output, talk)
     else:
-        deliver(diagnoses, form, output, talk, verbose=verbose)
+        deliver([diagnosis for _, diagnosis in judged], form, output, talk, verbose=verbose)

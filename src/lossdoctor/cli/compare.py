@@ -28,12 +28,12 @@ SHOWN = 20
 @click.pass_context
 def command(ctx: click.Context, *, a: Path, b: Path, form: str, verbose: bool) -> None:
     """Its help text is in the message catalogues."""
+    from lossdoctor.cli.opening import opened
     from lossdoctor.diagnose import diagnose
     from lossdoctor.report.comparison import compare
     from lossdoctor.report.comparison_text import Sides
-    from lossdoctor.store import Run
 
-    left, right = Run.open(a), Run.open(b)
+    left, right = (opened(path, settings(ctx)) for path in (a, b))
     found = compare(left, right, diagnose(left, name=str(a)), diagnose(right, name=str(b)))
     lang = settings(ctx).lang
     if form == "json":

@@ -1,4 +1,4 @@
-"""`lossdoctor report`: one offline HTML page about a run or an ablation."""
+"""`lossdoctor report`: one offline HTML page about a run, the log of another program, or an ablation."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ PLAN, PAGE = "ablation.json", "ablation.html"
 @click.pass_context
 def command(ctx: click.Context, *, run: Path, output: Path | None) -> None:
     """Its help text is in the message catalogues."""
+    from lossdoctor.cli.opening import opened
     from lossdoctor.diagnose import diagnose
     from lossdoctor.report.page import page
-    from lossdoctor.store import Run
 
     if (run / PLAN).is_file() and not (run / "run.db").exists():
         path = output if output is not None else run / PAGE
         written(path, _ablation(run, settings(ctx).lang))
         click.echo(text("check.written", settings(ctx).lang, path=path))
         return
-    opened = Run.open(run)
-    path = output if output is not None else (opened.path or run) / "report.html"
-    written(path, page(opened, diagnose(opened, name=str(run)), lang=settings(ctx).lang))
+    found = opened(run, settings(ctx))
+    home = found.path or run
+    path = output if output is not None else (home if home.is_dir() else home.parent) / "report.html"
+    written(path, page(found, diagnose(found, name=str(run)), lang=settings(ctx).lang))
     click.echo(text("check.written", settings(ctx).lang, path=path))
 
 

@@ -12,6 +12,6 @@ from __future__ import annotations
 from lossdoctor.exchange.exporting import export
 from lossdoctor.exchange.formats import FORMATS, Format, recognise
 from lossdoctor.exchange.reading import Imported, read
-from lossdoctor.exchange.writing import Written, write_run
+from lossdoctor.exchange.writing import Written, as_run, write_run
 
-__all__ = ["FORMATS", "Format", "Imported", "Written", "export", "read", "recognise", "write_run"]
+__all__ = ["FORMATS", "Format", "Imported", "Written", "as_run", "export", "read", "recognise", "write_run"]

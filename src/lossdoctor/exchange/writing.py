@@ -1,4 +1,4 @@
-"""The records of a run one after the other, and what was imported, written into a run folder."""
+"""The records of a run one after the other, and what was imported as a run: in a folder, or in memory for this once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lossdoctor.exchange.reading import Imported, batches
 from lossdoctor.record import Record, Series
-from lossdoctor.store import Run, RunWriter
+from lossdoctor.store import MemoryWriter, Run, RunWriter
 
 POINTS_AT_ONCE = 1_000_000
 """Points held in memory at once, about 50 bytes each. Metrics beyond it come in records of their own."""
@@ -59,15 +59,7 @@ def write_run(imported: Imported, folder: str | PathLike[str], *, meta: Mapping[
     meta: more for `meta.json`, such as `kinds`. Raises RunError when the folder cannot be written or holds a run; then,
     and when it is interrupted, no half of a run is left behind.
     """
-    told = {
-        "format": imported.format,
-        "source": imported.source,
-        "step": imported.notes.step,
-        "renamed": dict(imported.renaming.ours),
-        "lost": {code: count for code, count in imported.notes.lost.items() if count},
-        "ignored": dict(imported.notes.ignored),
-    }
-    writer = RunWriter(folder, {"imported": told, **(meta or {})})
+    writer = RunWriter(folder, {**_origin(imported), **(meta or {})})
     try:
         written = _write(imported, writer)
         writer.close()
@@ -81,7 +73,27 @@ def write_run(imported: Imported, folder: str | PathLike[str], *, meta: Mapping[
     return written
 
 
-def _write(imported: Imported, writer: RunWriter) -> Written:
+def as_run(imported: Imported) -> Run:
+    """What was imported as a run like any other, in memory, under the names it has here."""
+    writer = MemoryWriter(_origin(imported))
+    _write(imported, writer)
+    return writer.run()
+
+
+def _origin(imported: Imported) -> dict[str, Any]:
+    """Where it is from, for `meta.json`."""
+    told = {
+        "format": imported.format,
+        "source": imported.source,
+        "step": imported.notes.step,
+        "renamed": dict(imported.renaming.ours),
+        "lost": {code: count for code, count in imported.notes.lost.items() if count},
+        "ignored": dict(imported.notes.ignored),
+    }
+    return {"imported": told}
+
+
+def _write(imported: Imported, writer: RunWriter | MemoryWriter) -> Written:
     points, first, last = 0, 0, 0
     names = imported.names
     for batch in batches(by_step(imported.run, names)):
@@ -98,7 +110,7 @@ def _write(imported: Imported, writer: RunWriter) -> Written:
     return Written(len(names), points, first, last)
 
 
-def _check(writer: RunWriter) -> None:
+def _check(writer: RunWriter | MemoryWriter) -> None:
     if writer.failure is not None:
         raise writer.failure
 
