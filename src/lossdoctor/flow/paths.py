@@ -166,8 +166,10 @@ def _with_derivative(function: Schedule, derivative: Schedule | None, t: Tensor)
     """The function and its derivative at t; the Jacobian is diagonal, so one pull-back of ones reads it all."""
     if derivative is not None:
         return function(t), derivative(t)
-    value, pull_back, *_ = torch.func.vjp(function, t)
-    return value, pull_back(torch.ones_like(value))[0]
+    # In inference mode torch 2.5 takes every derivative for zero, without a word.
+    with torch.inference_mode(False):
+        value, pull_back, *_ = torch.func.vjp(function, t.clone() if t.is_inference() else t)
+        return value, pull_back(torch.ones_like(value))[0]
 
 
 PATHS: Final[Mapping[str, Path]] = {path.name: path for path in (Linear(), Polynomial(2.0), Trigonometric())}

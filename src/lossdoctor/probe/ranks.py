@@ -183,8 +183,9 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    # torch 2.5 knows the members of a group, but not that None is the group of all.
     group = model.process_group if isinstance(model, DistributedDataParallel) else None
-    members = dist.get_process_group_ranks(group)
+    members = range(dist.get_world_size()) if group is None else dist.get_process_group_ranks(group)
     return Ranks(group) if len(members) > 1 and dist.get_rank() in members and dist.is_gloo_available() else None
 
 
