@@ -43,12 +43,16 @@ class Outcome:
         self.folder, self.size = folder, size
 
     def of(self, name: str, rank: int = 0) -> dict[str, Any]:
-        if not program.possible(name):
-            pytest.skip("this torch shards parameters on GPUs only")
+        self._ran(name)
         return torch.load(self.folder / f"{name}.{rank}.pt", weights_only=True)
 
     def run(self, name: str, rank: int = 0) -> ld.Run:
+        self._ran(name)
         return ld.Run.open(self.folder / name, rank=rank)
+
+    def _ran(self, name: str) -> None:
+        if not program.possible(name):
+            pytest.skip("this torch shards parameters on GPUs only")
 
     def events(self, name: str, kind: str, rank: int = 0) -> list[dict[str, Any]]:
         return [event for event in self.run(name, rank).events if event["kind"] == kind]

@@ -44,7 +44,7 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self.members = tuple(dist.get_process_group_ranks(group))
+        self.members = _members(group)
         self.rank, self.size = self.members.index(dist.get_rank()), len(self.members)
         self._training = group
         self._group: Any = None
@@ -183,10 +183,14 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    # torch 2.5 knows the members of a group, but not that None is the group of all.
     group = model.process_group if isinstance(model, DistributedDataParallel) else None
-    members = range(dist.get_world_size()) if group is None else dist.get_process_group_ranks(group)
+    members = _members(group)
     return Ranks(group) if len(members) > 1 and dist.get_rank() in members and dist.is_gloo_available() else None
+
+
+def _members(group: Any) -> tuple[int, ...]:
+    # torch 2.5 does not take None for the group of all.
+    return tuple(range(dist.get_world_size()) if group is None else dist.get_process_group_ranks(group))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
