@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from lossdoctor.cli import main
 from lossdoctor.record import Record
 from lossdoctor.rules import RULES
-from lossdoctor.store import RunWriter
+from lossdoctor.store import Run, RunWriter
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/schemas/diagnosis.schema.json").read_text(encoding="utf-8"))
 
@@ -226,3 +227,20 @@ def test_torch_is_never_imported(runs: dict[str, str], arguments: list[str], tmp
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONUTF8": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def test_of_many_runs_one_is_open_at_a_time(runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a file; a system gives about a thousand to a process."""
+    before, seen, alive = Run.open, [], []
+
+    def noted(path: Path, **more: int) -> Run:
+        run = before(path, **more)
+        seen.append(weakref.ref(run))
+        alive.append(sum(one() is not None for one in seen))
+        return run
+
+    monkeypatch.setattr(Run, "open", noted)
+    result = call("check", *[next(iter(runs.values()))] * 8, "--fail-on", "never")
+    assert result.exit_code == 0, result.output
+    assert len(alive) == 8
+    assert max(alive) <= 2, "the next one is opened before the last is let go"

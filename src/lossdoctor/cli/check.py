@@ -18,7 +18,6 @@ from lossdoctor.messages import text
 if TYPE_CHECKING:
     from lossdoctor.diagnose import Diagnosis
     from lossdoctor.rules import Rule
-    from lossdoctor.store import Run
 
 FORMATS = ("text", "json", "markdown", "sarif", "github", "html")
 
@@ -53,10 +52,12 @@ def command(
             mismatch("A page is one file about one run.", "one RUN and --output FILE", got, "give -o report.html")
         )
     asked = rules_asked(_codes(select), _codes(ignore), changes)
-    judged, broken = _judged(runs, asked, settings(ctx))
-    if judged:
-        _tell(judged, form, output, settings(ctx), verbose=verbose)
-    ctx.exit(exit_code([diagnosis for _, diagnosis in judged], fail_on, broken=broken))
+    diagnoses, page, broken = _judged(runs, asked, settings(ctx), paged=form == "html")
+    if page is not None:
+        delivered(page, output, settings(ctx))
+    elif diagnoses:
+        deliver(diagnoses, form, output, settings(ctx), verbose=verbose)
+    ctx.exit(exit_code(diagnoses, fail_on, broken=broken))
 
 
 def rules_asked(select: Sequence[str], ignore: Sequence[str], changes: Sequence[str]) -> tuple[Rule, ...]:
@@ -74,34 +75,26 @@ def _codes(given: Sequence[str]) -> list[str]:
     return [code.strip() for several in given for code in several.split(",") if code.strip()]
 
 
-def _judged(runs: Sequence[Path], asked: Sequence[Rule], talk: Settings) -> tuple[list[tuple[Run, Diagnosis]], bool]:
-    """One run that cannot be read does not keep the others from being judged."""
+def _judged(
+    runs: Sequence[Path], asked: Sequence[Rule], talk: Settings, *, paged: bool
+) -> tuple[list[Diagnosis], str | None, bool]:
+    """The diagnoses, the page of the last run if one is asked for, and whether a run could not be read.
+
+    One that cannot does not keep the others from being judged. No run stays open, as there may be thousands.
+    """
     from lossdoctor.cli.opening import opened
     from lossdoctor.diagnose import diagnose
 
-    found, broken = [], False
+    found, told, broken = [], None, False
     for path in runs:
         try:
             run = opened(path, talk)
-            found.append((run, diagnose(run, rules=asked, name=str(path))))
+            found.append(diagnose(run, rules=asked, name=str(path)))
+            if paged:
+                from lossdoctor.report.page import page
+
+                told = page(run, found[-1], lang=talk.lang)
         except RunError as error:
             broken = True
             click.echo(text("check.broken_run", talk.lang, run=path, error=error), err=True)
-    return found, broken
-
-
-def _tell(
-    judged: Sequence[tuple[Run, Diagnosis]],
-    form: str,
-    output: Path | None,
-    talk: Settings,
-    *,
-    verbose: bool,
-) -> None:
-    if form == "html":
-        from lossdoctor.report.page import page
-
-        ((run, diagnosis),) = judged
-        delivered(page(run, diagnosis, lang=talk.lang), output, talk)
-    else:
-        deliver([diagnosis for _, diagnosis in judged], form, output, talk, verbose=verbose)
+    return found, told, broken

@@ -86,8 +86,8 @@ class Diagnosis:
         }
 
 
-def finding_json(finding: Finding, lang: str) -> dict[str, Any]:
-    """One finding as plain JSON, texts in `lang`."""
+def headline(finding: Finding, lang: str) -> dict[str, Any]:
+    """What a finding says, without what it rests on: plain JSON, as the event of a new one holds it."""
     return {
         "code": finding.code,
         "name": finding.name,
@@ -96,6 +96,13 @@ def finding_json(finding: Finding, lang: str) -> dict[str, Any]:
         "loss": finding.loss,
         "subject": finding.subject,
         "message": finding.message.text(lang),
+    }
+
+
+def finding_json(finding: Finding, lang: str) -> dict[str, Any]:
+    """One finding as plain JSON, texts in `lang`."""
+    return {
+        **headline(finding, lang),
         "explained_by": finding.explained_by,
         "evidence": [
             {

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lossdoctor.diagnose import Diagnosis, diagnose
+from lossdoctor.diagnose.diagnosis import headline
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.rounds import SHARE, Key, News, Pace, key
 from lossdoctor.rules import Finding
@@ -120,7 +121,7 @@ class Alerts:
         self._hand_on(self._live.close())
 
     def _found(self, finding: Finding) -> None:
-        self._out.event("finding", **told(finding))
+        self._out.event("finding", **headline(finding, "en"))
 
     def _live_failed(self, error: Exception) -> None:
         self._out.event("failure", measurement="live diagnosis", error=f"{type(error).__name__}: {error}")
@@ -130,16 +131,3 @@ class Alerts:
             if self._on_finding is not None and "on_finding" not in self._out.off:
                 with self._out.guard("on_finding"):
                     self._on_finding(finding)
-
-
-def told(finding: Finding) -> dict[str, object]:
-    """A finding as the fields of an event."""
-    return {
-        "code": finding.code,
-        "name": finding.name,
-        "severity": finding.severity,
-        "certainty": finding.certainty,
-        "loss": finding.loss,
-        "subject": finding.subject,
-        "message": str(finding.message),
-    }

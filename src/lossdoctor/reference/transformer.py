@@ -7,13 +7,12 @@ does to the other velocity network; there is no attention to its words.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossdoctor.reference.config import VelocityConfig
+from lossdoctor.reference.time_embedding import frequencies_of, layers_of, waves
 
 _MLP = 4
 """Width of a block's MLP over its own."""
@@ -33,15 +32,9 @@ class VelocityTransformer(nn.Module):
         channels, height, width = latent
         self.patch, self.grid = config.patch, (height // config.patch, width // config.patch)
         inside = channels * config.patch**2
-        self.register_buffer(
-            "frequencies", torch.arange(1, config.frequencies + 1) * (4 * math.pi / config.frequencies)
-        )
+        self.register_buffer("frequencies", frequencies_of(config))
         self.register_buffer("places", places_of(self.grid, config.width), persistent=False)
-        self.time = nn.Sequential(
-            nn.Linear(2 * config.frequencies, config.embedding),
-            nn.SiLU(),
-            nn.Linear(config.embedding, config.embedding),
-        )
+        self.time = layers_of(config)
         self.condition = nn.Linear(condition, config.embedding)
         self.inlet = nn.Linear(inside, config.width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
@@ -51,8 +44,7 @@ class VelocityTransformer(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """x: (B, C, H, W). t: (B,), or (B, 1, ...), 0 at the source. cond: (B, width) features. Returns x's shape."""
-        angles = t.reshape(-1, 1) * self.frequencies
-        embedding = F.silu(self.time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.condition(cond))
+        embedding = F.silu(self.time(waves(t, self.frequencies)) + self.condition(cond))
         hidden = self.inlet(self._patches(x)) + self.places
         for block in self.blocks:
             hidden = block(hidden, embedding)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossdoctor.reference.config import VelocityConfig
+from lossdoctor.reference.time_embedding import frequencies_of, layers_of, waves
 
 
 class Velocity(nn.Module):
@@ -22,14 +22,8 @@ class Velocity(nn.Module):
     def __init__(self, config: VelocityConfig, latent: tuple[int, int, int], condition: int) -> None:
         super().__init__()
         dimensions = math.prod(latent)
-        self.register_buffer(
-            "frequencies", torch.arange(1, config.frequencies + 1) * (4 * math.pi / config.frequencies)
-        )
-        self.time = nn.Sequential(
-            nn.Linear(2 * config.frequencies, config.embedding),
-            nn.SiLU(),
-            nn.Linear(config.embedding, config.embedding),
-        )
+        self.register_buffer("frequencies", frequencies_of(config))
+        self.time = layers_of(config)
         self.condition = nn.Linear(condition, config.embedding)
         self.inlet = nn.Linear(dimensions, config.width)
         self.blocks = nn.ModuleList(_Block(config.width, config.embedding) for _ in range(config.blocks))
@@ -48,8 +42,7 @@ class Velocity(nn.Module):
 
     def embed_time(self, t: Tensor) -> Tensor:
         """(B,) or (B, 1, ...) to (B, embedding)."""
-        angles = t.reshape(-1, 1) * self.frequencies
-        embedded: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        embedded: Tensor = self.time(waves(t, self.frequencies))
         return embedded
 
     def embed_condition(self, cond: Tensor) -> Tensor:
