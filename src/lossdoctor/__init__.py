@@ -60,7 +60,9 @@ __all__ = [*_HOME, *_PARTS]  # noqa: PLE0604 - derived, so that it cannot go sta
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        found = getattr(importlib.import_module(_HOME[name]), name)
+        # Asked once: `ld.knob` may stand in a training loop. What importing has bound, such as `diagnose`, stays.
+        return globals().setdefault(name, found)
     if name in _PARTS:
         part = importlib.import_module(f"{__name__}.{name}")
         return globals().get(name, part)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 import lossdoctor as ld
 from lossdoctor.doctor.treatment import Treatment
 from lossdoctor.errors import UsageError
-from lossdoctor.probe import experiment
+from lossdoctor.probe import experiment, ledger
 from lossdoctor.treat import Advice, Balancer, Measured, PCGrad
 
 
@@ -238,6 +240,41 @@ def test_a_checkpoint_goes_on_bit_for_bit(model: Model, name: str) -> None:
     _, state = train(other, 30, weights, balance=name)
     train(other, 30, weights, begin=30, state=state, balance=name)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("clock", [1, -1])
+def test_a_balanced_run_leaves_out_one_pass_whatever_the_clock_says(
+    model: Model, clock: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, weights = copy.deepcopy(model), {"flow": 1.0, "dino": 20.0, "kl": 0.01}
+    train(model, 60, weights, balance="pcgrad")
+    looks: list[float] = []
+    ticks = itertools.accumulate(itertools.cycle([1.0, 2.0, 4.0][::clock]))
+
+    def perf_counter() -> float:
+        looks.append(next(ticks))
+        return looks[-1]
+
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(perf_counter=perf_counter))
+    train(other, 60, weights, balance="pcgrad")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    # The clock is read before and after a pass: three at the first of twenty measured steps, then two.
+    assert len(looks) == 2 * (3 + 19 * 2)
+
+
+def test_a_checkpoint_keeps_what_the_next_plan_of_passes_is_made_from(model: Model) -> None:
+    _, state = train(model, 30, {"flow": 1.0, "dino": 20.0, "kl": 0.01}, balance="ratio")
+    kept = state["linearity"]
+    assert kept["age"] == 13
+    assert kept["norms"].keys() == {"flow", "dino", "kl"}
+    assert kept["error"] > 0
+    _, again = train(copy.deepcopy(model), 0, {}, state=state, balance="ratio")
+    assert again["linearity"] == kept
+    deeper = Model()
+    deeper.more = nn.Linear(2, 2)
+    _, anew = train(deeper, 0, {}, state=state, balance="ratio")
+    assert anew["linearity"]["reach"] == {}
+    assert anew["linearity"]["error"] is None
 
 
 def test_the_next_step_is_the_sum_pcgrad_takes(model: Model) -> None:

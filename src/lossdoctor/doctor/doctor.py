@@ -246,7 +246,7 @@ class Doctor:
 
     def knob(self, name: str, value: T) -> T:
         """As `lossdoctor.knob`."""
-        if not self._course.closed:
+        if not self._out.told("knobs", name) and not self._course.closed:
             self._out.tell("knobs", name, value if isinstance(value, (bool, int, float, str)) else repr(value))
         return value
 
@@ -359,14 +359,18 @@ class Doctor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on counting."""
-        treated = {} if self._treatment is None else {"balance": self._treatment.state_dict()}
-        return {"step": self._out.step, **treated}
+        if self._treatment is None:
+            return {"step": self._out.step}
+        linearity = self._patient.linearity.state_dict()
+        return {"step": self._out.step, "balance": self._treatment.state_dict(), "linearity": linearity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the step of a checkpoint."""
         self._out.step = int(state["step"])
         if self._treatment is not None and "balance" in state:
             self._treatment.load_state_dict(state["balance"])
+        if self._treatment is not None and "linearity" in state:
+            self._patient.linearity.load_state_dict(state["linearity"], self._patient.look())
         if self._meeting is not None:
             self._meeting.forget()
         self._course.begin()

@@ -87,6 +87,10 @@ class Outlet:
             known[name] = value
             self._writer.update_meta(**{part: dict(known)})
 
+    def told(self, part: str, name: str) -> bool:
+        """Whether this fact is noted already."""
+        return name in self._told.get(part, ())
+
     def describe(self, **fields: Any) -> None:
         """Put fields into meta.json."""
         self._writer.update_meta(**fields)

@@ -205,8 +205,7 @@ def treated(wanted: Balancer, patient: Patient, out: Outlet) -> Treatment:
                 "leave gradients= out, or balance=",
             )
         )
-    # Which loss is derived from the others depends on the clock; a run that acts on it would not repeat itself.
-    patient.linearity.derives = False
+    patient.linearity.steady = True
     out.describe(balance=wanted.name)
     return Treatment(wanted, out)
 

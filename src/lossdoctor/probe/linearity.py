@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lossdoctor.probe.parameters import ParameterMap
 
@@ -25,7 +25,8 @@ class Linearity:
 
     error: |g - sum w_i g_i| / (|g| + sum |w_i g_i|), as last measured. norms, seconds: of each loss's own pass.
     reach: per loss, whether its graph contains each parameter, so that a derived gradient is exactly zero elsewhere.
-    derives: False where every loss must always be measured.
+    derives: False where every loss must always be measured. steady: whether a run acts on what is measured, so that the
+    choice must not depend on the clock, nor on where the run was interrupted.
     """
 
     error: float | None = None
@@ -35,6 +36,7 @@ class Linearity:
     parameters: tuple[int, ...] = ()
     age: int = 0
     derives: bool = True
+    steady: bool = False
 
     def plan(self, weights: Mapping[str, float], where: ParameterMap) -> tuple[str | None, Owners]:
         """The loss left out of the passes, and what else is; (None, ()) when all are to be measured everywhere."""
@@ -42,7 +44,7 @@ class Linearity:
         same = self.parameters == tuple(map(id, where.parameters))
         if not weights or not known or not same or not self.derives or self.age >= CALIBRATE_EVERY:
             return None, ()
-        return self._left_out(weights), self._owners(weights, len(where.parameters))
+        return self._left_out(weights, where), self._owners(weights, len(where.parameters))
 
     def _owners(self, weights: Mapping[str, float], size: int) -> Owners:
         """Per parameter the only loss that reaches it. With one term in the sum nothing can cancel."""
@@ -55,10 +57,28 @@ class Linearity:
                 owners[p] = reaching[0]
         return tuple(owners) if any(owners) else ()
 
-    def _left_out(self, weights: Mapping[str, float]) -> str | None:
+    def _left_out(self, weights: Mapping[str, float], where: ParameterMap) -> str | None:
         """The most expensive loss whose gradient can be derived accurately."""
         accurate = [name for name in weights if self.relative_error(name, weights, self.norms) <= TOLERATED]
-        return max(accurate, key=lambda name: self.seconds.get(name, 0.0), default=None)
+        return max(accurate, key=lambda name: self._cost(name, where), default=None)
+
+    def _cost(self, name: str, where: ParameterMap) -> float:
+        """What a pass of this loss takes, in seconds; or the elements it reaches, which are always the same."""
+        if not self.steady:
+            return self.seconds.get(name, 0.0)
+        return sum(p.numel() for p, reached in zip(where.parameters, self.reach[name], strict=True) if reached)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next plan is made from, as plain JSON, for a run that goes on from a checkpoint."""
+        reach = {name: "".join("01"[there] for there in reached) for name, reached in self.reach.items()}
+        return {"error": self.error, "norms": dict(self.norms), "reach": reach, "age": self.age}
+
+    def load_state_dict(self, state: Mapping[str, Any], where: ParameterMap) -> None:
+        """Plan as in the checkpoint; from nothing where the model has other parameters now."""
+        reach = {name: tuple(bit == "1" for bit in bits) for name, bits in state["reach"].items()}
+        if all(len(reached) == len(where.parameters) for reached in reach.values()):
+            self.error, self.norms, self.reach, self.age = state["error"], dict(state["norms"]), reach, state["age"]
+            self.parameters = tuple(map(id, where.parameters))
 
     def relative_error(self, name: str, weights: Mapping[str, float], norms: Mapping[str, float]) -> float:
         """Predicted relative error of the gradient of `name` when it is derived."""
