@@ -252,6 +252,23 @@ def test_the_loss_that_outweighs_all_is_blamed() -> None:
     assert codes(flow)[0] == "weight-too-large"
     assert flow.fixes[0].target == "dino"
     assert flow.fixes[0].params["factor"] < 0.1
+    assert [str(cause.message) for cause in flow.causes] == [
+        "The weight of dino is too large against flow.",
+        "The weight of flow is too small against dino.",
+    ]
+
+
+def test_every_rule_that_blames_a_weight_says_whose_in_both_languages() -> None:
+    heavy = scaled(healthy(), "kl", 1e3)
+    heavy |= {"grad/clip_ratio": [0.05] * STEPS, "grad_cos/dino|flow": [-0.8] * STEPS}
+    findings = diagnose(recorded(heavy), rules=[rule() for rule in OWN]).findings
+    causes = {(f.code, c.code): c for f in findings for c in f.causes}
+    said = {key: cause.message.text("en") for key, cause in causes.items()}
+    assert said["GRD103", "weight-too-large"] == "The weight of kl is too large against dino."
+    assert said["BAL801", "weight-too-large"] == "The weight of kl is too large against flow."
+    assert said["GRD107", "weight-too-large"] == "The weight of kl is too large against the others."
+    assert said["GRD104", "conflicting-losses"] == "dino and flow want opposite things of the parameters they share."
+    assert causes["GRD107", "weight-too-large"].message.text("zh-CN") == "kl 的权重太大（比较对象：其他损失）。"
 
 
 def test_a_weak_kl_is_a_warning_only_when_the_posterior_has_left_the_prior() -> None:
@@ -579,7 +596,7 @@ def test_together_is_on_common_steps() -> None:
 )
 def test_the_more_unusual_weight_is_blamed(weights: dict[str, float], doubtful: str | None, first: str) -> None:
     curves = healthy() | {f"weight/{loss}": [weight] * STEPS for loss, weight in weights.items()}
-    assert blamed(RunView(recorded(curves)), "flow", "dino", doubtful=doubtful)[0] == first
+    assert blamed(RunView(recorded(curves)), "flow", "dino", doubtful=doubtful)[0].code == first
 
 
 @pytest.mark.parametrize(("goal", "now", "factor"), [(1.0, 0.3, 3.0), (1.0, 1e-30, 1e12), (1e-30, 1.0, 1e-12)])

@@ -13,7 +13,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
+from lossdoctor.rules.strengths import blamed, factor_to, nothing_left, strengths, together
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -85,8 +85,8 @@ class RatioOutOfBand(Rule):
         loss = max((o for o in strong if run.losses[o] == kind), key=lambda o: middle(strong[o]))
         flow = max((o for o in strong if run.losses[o] == "velocity"), key=lambda o: middle(strong[o]))
         weak, other = (loss, flow) if below_band else (flow, loss)
-        codes = blamed(run, weak, other, doubtful=loss)
-        blamed_loss = weak if codes[0] == "weight-too-small" else other
+        causes = blamed(run, weak, other, doubtful=loss)
+        blamed_loss = weak if causes[0].code == "weight-too-small" else other
         value = middle(ratio)
         middle_of_band = math.sqrt(low * high)
         factor = factor_to(middle_of_band, value) if blamed_loss == loss else factor_to(value, middle_of_band)
@@ -98,7 +98,7 @@ class RatioOutOfBand(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(strong[loss]), None, **span(ratio)),
                 Evidence(f"grad_weighted/{flow}", middle(strong[flow]), None, **span(ratio)),
             ),
-            causes=causes_of(codes),
+            causes=causes,
             fixes=(scale_weight(blamed_loss, factor), balance("ratio")),
             loss=blamed_loss,
             subject=loss,

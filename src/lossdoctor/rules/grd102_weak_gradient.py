@@ -80,9 +80,9 @@ class WeakGradient(Rule):
     def _finding(self, run: RunView, loss: str, ratio: Series, limit: float, p: float) -> Finding:
         strong = strengths(run)
         rival = max((other for other in strong if other != loss), key=lambda other: middle(strong[other]))
-        codes = blamed(run, loss, rival)
+        weights = blamed(run, loss, rival)
         total = middle(run.settled("grad/total", loss=loss))
-        fixes = self._fixes(run, loss, rival, strong, lower_rival=codes[0] == "weight-too-large")
+        fixes = self._fixes(run, loss, rival, strong, lower_rival=weights[0].code == "weight-too-large")
         raised = next((fix for fix in fixes if fix.action == "scale_weight"), fixes[0])
         return self.finding(
             say("rule.GRD102", loss=loss, percent=100 * middle(ratio), rival=rival, **span(ratio)),
@@ -90,7 +90,7 @@ class WeakGradient(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(strong[loss]), limit * total, **span(ratio)),
                 Evidence("grad/total", total, None, **span(ratio)),
             ),
-            causes=_causes(run, loss, codes),
+            causes=_causes(run, loss, weights),
             fixes=fixes,
             loss=loss,
             severity=self._severity(run, loss, ratio),
@@ -130,8 +130,8 @@ def _shapes_a_source(run: RunView) -> bool:
     return role(run) not in ("autoencoder", "target")
 
 
-def _causes(run: RunView, loss: str, codes: tuple[str, str]) -> tuple[Cause, ...]:
-    found = list(codes)
+def _causes(run: RunView, loss: str, weights: tuple[Cause, Cause]) -> tuple[Cause, ...]:
+    found: list[Cause | str] = list(weights)
     match run.losses[loss]:
         case "kl":
             found.insert(1, "kl-too-weak")

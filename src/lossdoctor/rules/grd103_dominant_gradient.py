@@ -8,10 +8,10 @@ import numpy as np
 
 from lossdoctor.curves import share_above
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Clear, Evidence, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
+from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together, too_large
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 _MAIN = ("distill", "velocity")
@@ -57,9 +57,9 @@ class DominantGradient(Rule):
             return Clear((test.p,))
         weakest = min(unheard, key=lambda other: middle(strong[other]))
         factor = factor_to(middle(strong[weakest]), middle(strong[loss]))
-        codes = list(blamed(run, weakest, loss))
-        if run.losses[loss] == "kl" and codes[0] == "weight-too-large":
-            codes.insert(1, "kl-too-strong")
+        causes: list[Cause | str] = list(blamed(run, weakest, loss))
+        if run.losses[loss] == "kl" and causes[0] == too_large(loss, weakest):
+            causes.insert(1, "kl-too-strong")
         finding = self.finding(
             say(
                 "rule.GRD103", loss=loss, percent=100 * middle(dominance), unheard=", ".join(unheard), **span(dominance)
@@ -68,7 +68,7 @@ class DominantGradient(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(common[loss]), None, **span(dominance)),
                 *(Evidence(f"grad_weighted/{one}", middle(common[one]), None, **span(dominance)) for one in unheard),
             ),
-            causes=causes_of(codes),
+            causes=causes_of(causes),
             fixes=(scale_weight(loss, factor), balance("ratio"), balance("gradnorm")),
             subject=loss,
             confirm=f"weight:{loss}*{factor:g}",
