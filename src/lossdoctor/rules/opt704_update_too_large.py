@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lossdoctor.curves import block_medians, share_above
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import factor_to
@@ -84,7 +84,7 @@ class UpdateTooLarge(Rule):
 
     def _finding(self, run: RunView, head: str, curve: Series, harm: _Harm | None, p: float | None) -> Finding:
         limit = self.violent if p is None else self.rms
-        told = {"head": head, "percent": 100 * middle(curve), **span(curve)}
+        told = {"head": head, "much": _much(middle(curve)), **span(curve)}
         seen = [Evidence(f"step/{head}_rms_update", middle(curve), limit, **span(curve))]
         message = say("rule.OPT704", **told)
         if harm is not None:
@@ -128,3 +128,10 @@ class UpdateTooLarge(Rule):
         if run.broken(f"loss/{loss}")[0]:
             return _Harm(loss, "breaks", first, worst)
         return _Harm(loss, "stuck", first, now) if now >= first else None
+
+
+def _much(update: float) -> Message:
+    """A change relative to the weights, as a sentence has it: in percent, from ten times on in times."""
+    if update < 10:
+        return say("rule.OPT704.told.percent", percent=100 * update)
+    return say("rule.OPT704.told.times", times=update)
