@@ -23,6 +23,7 @@ from lossdoctor.rules.grd106_ascending_loss import AscendingLoss
 from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
 from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
+from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 from lossdoctor.rules.strengths import blamed, factor_to, strengths, together
 
 OWN = [rule for rule in RULES if rule.code[:3] in ("GRD", "BAL")]
@@ -269,6 +270,28 @@ def test_every_rule_that_blames_a_weight_says_whose_in_both_languages() -> None:
     assert said["GRD107", "weight-too-large"] == "The weight of kl is too large against the others."
     assert said["GRD104", "conflicting-losses"] == "dino and flow want opposite things of the parameters they share."
     assert causes["GRD107", "weight-too-large"].message.text("zh-CN") == "kl 的权重太大（比较对象：其他损失）。"
+
+
+@pytest.mark.parametrize(
+    ("losses", "leader"),
+    [
+        ([0.7, 1e5, 1e6, 1e6] + [3e5] * (STEPS - 4), "OPT704"),
+        ([0.7, 1e5, 1e6, 1e6] + [math.nan] * (STEPS - 4), "OPT704"),
+        ([0.7] * STEPS, None),
+        ([0.7] * 10 + [0.5] * (STEPS - 10), None),
+    ],
+    ids=["explodes", "breaks", "stuck", "falls"],
+)
+def test_what_an_explosion_makes_of_the_gradients_is_listed_under_the_rate(losses: Curve, leader: str | None) -> None:
+    """A rate 150 times too high: the distillation is weak because the velocity exploded. A velocity that is only stuck
+    may lack weight, and one that falls explains nothing."""
+    curves = scaled(healthy(), "flow", 1e4) | {"loss/flow": losses, "step/z_head_rms_update": [0.17] * STEPS}
+    found = diagnose(recorded(curves), rules=[rule() for rule in (*OWN, UpdateTooLarge)]).findings
+    weak = {f.code: f.explained_by for f in found if f.code in ("GRD102", "GRD103", "BAL801") and f.loss != "kl"}
+    assert set(weak) == {"GRD102", "GRD103", "BAL801"}
+    assert (found[0].code == "OPT704") == (leader is not None)
+    assert [f.severity for f in found if f.code == "OPT704"] == ["info" if losses[-1] == 0.5 else "warning"]
+    assert {by == "OPT704" for by in weak.values()} == {leader is not None}
 
 
 def test_a_weak_kl_is_a_warning_only_when_the_posterior_has_left_the_prior() -> None:

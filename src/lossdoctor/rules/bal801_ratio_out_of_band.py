@@ -12,6 +12,7 @@ from lossdoctor.curves import Share, share_above, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, factor_to, nothing_left, strengths, together
 from lossdoctor.rules.view import LEAST, RunView, middle, span
@@ -44,6 +45,10 @@ class RatioOutOfBand(Rule):
     far: float = 5.0  # docs/log.md, the clinic: a healthy distillation reached 1.6 times the velocity, 3 times its band
     kl_far: float = 10.0  # docs/log.md, the clinic: against several losses at once a KL at its balance reached 2.5
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
 
     def check(self, run: RunView) -> Outcome:
         """Each kind against the velocity."""

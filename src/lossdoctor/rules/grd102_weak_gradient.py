@@ -12,6 +12,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Fix, Outcome, Severity, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, edit, scale_knob, scale_rate, scale_weight
 from lossdoctor.rules.heads import heads_of
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.posterior import role
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths
@@ -48,6 +49,10 @@ class WeakGradient(Rule):
     kl: float = 1e-3  # docs/log.md, the clinic: healthy 0.26 to 0.65, at 1e-4 of the weight 2e-5 to 2e-4
     far_from_prior: float = 0.5  # nats per dimension; docs/log.md, the clinic: 0.09 healthy, 2.3 without a KL
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
 
     def check(self, run: RunView) -> Outcome:
         """Every loss of the three kinds that has a rival."""

@@ -8,8 +8,9 @@ import numpy as np
 
 from lossdoctor.curves import share_above
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together, too_large
 from lossdoctor.rules.view import LEAST, RunView, middle, span
@@ -36,6 +37,10 @@ class DominantGradient(Rule):
     explains = ("GRD102", "BAL801", "VEL401", "PST301", "PST302", "PST305")
     share: float = given(0.95)  # the method's
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
 
     def check(self, run: RunView) -> Outcome:
         """The strongest loss against all of them."""

@@ -13,6 +13,9 @@ from lossdoctor.rules.strengths import factor_to
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 RMS = "step/<head>_rms_update"
+EXPLODED = ("rule.OPT704.explodes", "rule.OPT704.breaks")
+"""What is said where a loss left every bound: then gradients weigh what the explosion has made of them, whatever the
+weights are. A loss that only does not fall may be stuck for want of weight."""
 _BLOCKS = 100
 """Blocks of a loss of which one must lie high, so that a single bad batch is no explosion."""
 
@@ -48,7 +51,10 @@ class UpdateTooLarge(Rule):
 
     code, name = "OPT704", "update-too-large"
     needs = (RMS,)
-    explains = ("NUM901", "OPT703", "VEL401", "VEL405", "GRD106", "GRD107", "PST309", "DST203", "CND601", "SMP")
+    explains = (
+        "NUM901", "OPT703", "GRD102", "GRD103", "GRD106", "GRD107", "BAL801",
+        "VEL401", "VEL405", "PST309", "DST203", "CND601", "SMP",
+    )  # fmt: skip
     rms: float = given(1e-2)  # the method's
     violent: float = 0.1  # docs/log.md, the clinic: 0.12 to 0.35 at 100 times the rate; healthy heads 0.05
     explosion: float = 2.0  # docs/log.md, the clinic: at most 1.2 healthy, 2.2 and more at 100 times the rate
