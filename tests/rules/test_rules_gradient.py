@@ -687,3 +687,71 @@ def test_healthy_losses_that_share_nothing() -> None:
     assert clear(CutOffLoss(), once, **PROBED)
     short = {name: curve[:6] for name, curve in probed("aux_head").items()}
     assert ask(CutOffLoss(), short, **PROBED).skipped[0][1].reason.key == "skip.short"
+
+
+AUDIT: dict[str, Any] = {**heads_audit(), "frozen_parts": [], "teacher": {"parameters": 11}}
+
+
+def untaught(**changed: Curve) -> Curves:
+    """The healthy run, but the distillation reaches its head alone; the others share a trunk or have a part of it."""
+    rng = np.random.default_rng(5)
+    curves = {name: curve for name, curve in healthy().items() if not name.startswith("grad_module/dino")}
+    parts = {"flow": ("trunk", "late"), "kl": ("trunk",)}
+    curves |= {f"grad_module/{loss}/{part}": noisy(0.3, rng) for loss, own in parts.items() for part in own}
+    return curves | {"grad_module/dino/dino_head": noisy(0.7, rng)} | changed
+
+
+def test_a_distillation_that_teaches_nothing_but_its_head_is_a_warning() -> None:
+    finding = one(CutOffLoss(), untaught(), facts=AUDIT)
+    assert (finding.loss, finding.severity, finding.certainty) == ("dino", "warning", "suspected")
+    assert (codes(finding), finding.confirm) == (["detached-branch"], "without:dino")
+    for lang in ("en", "zh-CN"):
+        assert all(word in finding.message.text(lang) for word in ("dino_head", "late, trunk", "--ignore GRD108"))
+    every = diagnose(recorded(untaught(), facts=AUDIT), rules=[rule() for rule in OWN])
+    assert [f.code for f in every.findings] == ["GRD108"]
+
+
+def test_one_other_loss_is_enough_and_two_stages_do_not_hide_it() -> None:
+    alone = {name: curve for name, curve in untaught().items() if "kl" not in name}
+    assert one(CutOffLoss(), alone, facts=AUDIT).severity == "warning"
+    staged = {n: c for n, c in untaught().items() if n not in ("grad_module/flow/trunk", "grad_module/flow/z_head")}
+    assert one(CutOffLoss(), staged, facts=AUDIT).loss == "dino", "the velocity is on detached latents, as it may be"
+
+
+def test_a_child_that_holds_the_head_does_not_hide_it() -> None:
+    """Top-level children stand in the reach matrix beside the heads in them."""
+    own = untaught()["grad_module/dino/dino_head"]
+    finding = one(CutOffLoss(), untaught(**{"grad_module/dino/trunk": own}), facts=AUDIT)
+    assert {e.metric: e.value for e in finding.evidence}["grad_module/dino/trunk"] > 0, "told as it was measured"
+    a_little_more = [None if x is None else 1.001 * x for x in own]
+    assert clear(CutOffLoss(), untaught(**{"grad_module/dino/trunk": a_little_more}), facts=AUDIT)
+
+
+@pytest.mark.parametrize(
+    ("why", "facts", "heads"),
+    [
+        ("the teacher is a copy of it: a network of its own", {"teacher": {"parameters": 2}}, {}),
+        ("it may stand on frozen features", {"frozen_parts": ["backbone"]}, {}),
+        ("its name is that of a network", {}, {"dino_head": "dino_student"}),
+        ("nobody has looked whether anything is frozen", {"frozen_parts": None}, {}),
+    ],
+)
+def test_healthy_a_distillation_with_a_head_of_its_own_by_design_is_no_alarm(
+    why: str, facts: dict[str, Any], heads: dict[str, str]
+) -> None:
+    names = [heads.get(head, head) for head in HEADS]
+    told_of = {heads.get(head, head): fact for head, fact in AUDIT["heads"].items()}
+    curves = {name.replace("/dino_head", f"/{names[-1]}"): curve for name, curve in untaught().items()}
+    every = diagnose(
+        recorded(curves, facts={**AUDIT, "heads": told_of, **facts}, heads=names), rules=[rule() for rule in OWN]
+    )
+    assert {(f.code, f.severity) for f in every.findings} == {("GRD108", "info")}, why
+
+
+def test_healthy_a_distillation_that_reaches_more_than_its_head_or_has_nothing_to_teach() -> None:
+    assert clear(CutOffLoss(), untaught(**{"grad_module/dino/student": [0.1] * STEPS}), facts=AUDIT)
+    assert clear(CutOffLoss(), untaught(**{"grad_module/flow/dino_head": [0.1] * STEPS}), facts=AUDIT)
+    heads_only = {n: c for n, c in untaught().items() if "/trunk" not in n and "/late" not in n}
+    assert clear(CutOffLoss(), heads_only, facts=AUDIT), "a backbone that is frozen while heads are trained"
+    alone = {n: c for n, c in untaught().items() if "kl" not in n and "flow" not in n}
+    assert clear(CutOffLoss(), alone, facts=AUDIT)
