@@ -706,7 +706,9 @@ def test_a_distillation_that_teaches_nothing_but_its_head_is_a_warning() -> None
     assert (finding.loss, finding.severity, finding.certainty) == ("dino", "warning", "suspected")
     assert (codes(finding), finding.confirm) == (["detached-branch"], "without:dino")
     for lang in ("en", "zh-CN"):
-        assert all(word in finding.message.text(lang) for word in ("dino_head", "late, trunk", "--ignore GRD108"))
+        assert all(
+            word in finding.message.text(lang) for word in ("dino_head", "late, trunk, z_head", "--ignore GRD108")
+        )
     every = diagnose(recorded(untaught(), facts=AUDIT), rules=[rule() for rule in OWN])
     assert [f.code for f in every.findings] == ["GRD108"]
 

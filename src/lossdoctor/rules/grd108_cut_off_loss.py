@@ -82,6 +82,8 @@ class CutOffLoss(Rule):
         joined = [modules for loss, modules in reach.items() if loss not in asked]
         shared = frozenset.intersection(*joined) if len(joined) >= self.others else frozenset()
         trunk = frozenset().union(*joined) - frozenset(heads)
+        if trunk:  # a head of several losses, such as that of a posterior, is a part of what they share
+            trunk |= {head for head in heads if sum(head in modules for modules in joined) > 1}
         for loss in sorted(asked):
             if parts := trunk if kinds[loss] == "distill" else shared:
                 yield Cut(loss, tuple(sorted(reach[loss])), tuple(sorted(parts)))
@@ -148,7 +150,8 @@ def _only_heads(run: RunView, loss: str, part: str, modules: set[str]) -> bool:
     heads = [head for head in heads if np.array_equal(head.steps, whole.steps)]
     sums = [head.values for head in heads]
     if len(heads) > 1:
-        sums.append(np.hypot.reduce(sums))
+        with np.errstate(over="ignore"):
+            sums.append(np.hypot.reduce(sums))
     return any(np.allclose(one, whole.values, rtol=1e-9, atol=0.0, equal_nan=True) for one in sums)
 
 
