@@ -16,6 +16,7 @@ from lossdoctor.record import Record
 from lossdoctor.rules import RULES, Cause, Clear, Evidence, Fired, Outcome, Rule, RunView, Skipped
 from lossdoctor.rules.finding import Message, say
 from lossdoctor.rules.fixes import scale_weight
+from lossdoctor.rules.strengths import too_small
 from lossdoctor.store import MemoryWriter, Run
 
 SCHEMA_FILE = Path(__file__).parents[1] / "docs" / "schemas" / "diagnosis.schema.json"
@@ -44,10 +45,16 @@ def rule(code: str, outcome: Outcome | Exception, **attributes: object) -> Rule:
 
 
 def firing(
-    code: str, *, loss: str | None = None, p: float | None = None, cause: str = "", **attributes: object
+    code: str,
+    *,
+    loss: str | None = None,
+    p: float | None = None,
+    cause: str | Cause = "",
+    **attributes: object,
 ) -> Rule:
     base = rule(code, Clear(), **attributes)
-    finding = base.finding(say("skip.missing", metrics="x"), loss=loss, p=p, causes=[Cause(cause)] if cause else [])
+    causes = [Cause(cause) if isinstance(cause, str) else cause] if cause else []
+    finding = base.finding(say("skip.missing", metrics="x"), loss=loss, p=p, causes=causes)
     return rule(code, Fired((finding,)), **attributes)
 
 
@@ -152,6 +159,11 @@ def test_the_same_first_cause_makes_a_group_and_rings_do_not_hang() -> None:
         "AAA102",
         "AAA103",
     ]
+
+
+def test_a_weight_of_another_loss_is_another_root() -> None:
+    asked = [firing(f"AAA10{n}", cause=too_small(loss, "flow")) for n, loss in enumerate(("kl", "dino", "kl"))]
+    assert codes(diagnose(run(), rules=asked)) == [["AAA100", "AAA102"], ["AAA101"]]
 
 
 def test_order_is_by_severity_then_depth_then_certainty() -> None:

@@ -202,7 +202,12 @@ def test_compare_tells_what_differs(runs: dict[str, str]) -> None:
     differing = {one["name"] for one in told["curves"] if one["differs"]}
     assert {"grad/dino", "grad_weighted/dino"} <= differing
     assert "loss/flow" not in differing
-    assert "GRD102" in {one["code"] for one in told["only_b"]}
+    of_check = json.loads(call("check", runs["sick"], "--format", "json").stdout)["findings"]
+    assert told["only_b"] == [one for one in of_check if one["code"] in {other["code"] for other in told["only_b"]}]
+    assert "GRD102" in {one["code"] for one in told["only_b"]}, "and it is a finding as check tells it"
+    one_finding = SCHEMA["properties"]["findings"]["items"]
+    for finding in (*told["only_a"], *told["only_b"], *told["both"]):
+        jsonschema.validate(finding, one_finding)
 
 
 def test_a_run_does_not_differ_from_itself_or_from_its_twin(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ FAULTS = (
     ("noise_to_data", "inference-other-condition", "SMP506", "inference-condition"),
     ("noise_to_data", "short-grid", "SMP502", "sampler-grid"),
     ("noise_to_data", "detached-distillation", "GRD101", "detached-branch"),
+    ("noise_to_data", "detached-features", "GRD108", "detached-branch"),
     ("noise_to_data", "teacher-is-student", "DST206", "teacher-is-student"),
     ("noise_to_data", "trainable-teacher", "DST207", "teacher-trainable"),
     ("noise_to_data", "teacher-in-train-mode", "DST207", "teacher-in-train-mode"),

@@ -33,7 +33,7 @@ class Net(nn.Module):
     def losses(self, broken: str = "") -> dict[str, Any]:
         h = self.body(self.x)
         mu, logvar = self.z_head(h).chunk(2, 1)
-        said = self.dino_head(h)
+        said = self.dino_head(h.detach() if broken == "cut" else h)
         v = (mu if broken == "bypassed" else self.flow_head(mu)) - self.x
         if broken == "detached":
             said = said.detach()
@@ -108,6 +108,29 @@ def test_wiring_is_named(net: Net, broken: str, code: str, cause: str, words: st
     assert finding.causes[0].code == cause
     assert words in str(finding.message)
     assert finding.message.text("zh-CN")
+
+
+def test_a_distillation_that_reaches_its_head_alone_is_named_and_a_remark_where_that_may_be_meant(net: Net) -> None:
+    def cut(**more: Any) -> str:
+        [finding] = told(net, losses=lambda: net.losses("cut"), **more).findings
+        assert (finding.code, finding.loss, finding.certainty) == ("GRD108", "dino", "likely")
+        for lang in ("en", "zh-CN"):
+            assert all(word in finding.message.text(lang) for word in ("dino_head", "body"))
+        return finding.severity
+
+    assert cut() == cut(teacher=teacher_of(net)) == "warning"
+    assert cut(teacher=copy.deepcopy(net.dino_head).requires_grad_(False).eval()) == "info", "it is the whole student"
+
+
+def test_an_unknown_loss_on_a_head_of_its_own_is_a_remark_before_the_first_step_too(net: Net) -> None:
+    probe = nn.Linear(16, 2)
+    net.add_module("probe", probe)
+
+    def losses() -> dict[str, Any]:
+        return {**net.losses(), "aux": probe(net.body(net.x).detach()).square().mean()}
+
+    [finding] = told(net, losses=losses, heads={**net.heads(), "probe": probe}).findings
+    assert (finding.code, finding.loss, finding.severity) == ("GRD108", "aux", "info")
 
 
 def test_a_loss_without_graph_is_found_whatever_it_looks_like(net: Net) -> None:

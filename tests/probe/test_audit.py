@@ -72,6 +72,7 @@ def test_a_sound_run_has_nothing_to_tell() -> None:
     head = {"trainable": 2, "frozen": 0, "in_optimizer": True, "weight_decay": 0.01, "lr": [0.1], "dtype": ["float32"]}
     assert facts["heads"] == {"a_head": head, "b_head": head}
     assert facts["weight_decay"] == {"default": 0.01}
+    assert facts["frozen_parts"] == []
     assert facts["modes"] == {"model_training": True, "frozen_batchnorm": 0}
     assert facts["dtypes"] == {"float32": 9}, "the teacher's four are not the model's"
     assert facts["autocast"] is None
@@ -309,6 +310,15 @@ def test_training_mode_counts_where_it_changes_the_answer(module: nn.Module, mat
 
 
 # Modes and dtypes
+
+
+def test_a_part_that_is_frozen_whole_is_told_and_a_copy_is_none() -> None:
+    model = Model(teacher=True)
+    model.body[0].requires_grad_(False)
+    assert look(model, sgd(model), teacher=model.teacher)["frozen_parts"] == [], "its batch norm is trained"
+    model.body.requires_grad_(False)
+    assert look(model, sgd(model), teacher=model.teacher)["frozen_parts"] == ["body"]
+    assert look(model, sgd(model))["frozen_parts"] == ["body", "teacher"]
 
 
 def test_frozen_batchnorm_is_one_in_evaluation_inside_a_training_model() -> None:

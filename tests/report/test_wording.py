@@ -35,10 +35,10 @@ from lossdoctor.report.wording import (
         (12.345, "12.3"),
         (1234.5, "1,234"),
         (999_999.0, "999,999"),
-        (1e6, "1.0e+06"),
+        (1e6, "1.0e6"),
         (-0.5, "-0.500"),
         (1.23e-4, "0.000123"),
-        (9.99e-5, "1.0e-04"),
+        (9.99e-5, "1.0e-4"),
         (math.nan, "nan"),
         (-math.inf, "-inf"),
         (None, "."),
@@ -63,7 +63,8 @@ def test_numbers_are_short_and_right(value: float) -> None:
         (0.0, "0 %"),
         (4e-4, "0.04 %"),
         (1.0, "100 %"),
-        (1e-9, "1e-07 %"),
+        (12.34, "1,234 %"),
+        (1e-9, "1e-7 %"),
         (math.nan, "nan"),
     ],
 )
@@ -72,7 +73,7 @@ def test_percents(share: float, text: str) -> None:
 
 
 def test_chosen_numbers_are_as_chosen() -> None:
-    assert [plain(value) for value in (1.0, 0.5, 1e-2, 1e-7, None)] == ["1", "0.5", "0.01", "1e-07", ""]
+    assert [plain(value) for value in (1.0, 0.5, 1e-2, 1e-7, None)] == ["1", "0.5", "0.01", "1e-7", ""]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def told(diagnosis: Diagnosis) -> None:
                 assert 0 <= evidence.first_step <= evidence.last_step < diagnosis.steps
         assert finding.causes
         assert all(cause.code in CAUSES for cause in finding.causes)
+        assert all("loss" in cause.params for cause in finding.causes if cause.code.startswith("weight-too")), finding
         assert finding.p is None or 0 <= finding.p <= 1
     for lang in ("en", "zh-CN"):
         diagnosis.to_json(lang)

@@ -97,6 +97,8 @@ def test_thresholds_are_numbers_with_a_source(rule: type[Rule]) -> None:
 def test_every_cause_has_a_sentence_and_a_rule() -> None:
     told = {key.removeprefix("cause.") for key in keys("en") if key.startswith("cause.")}
     assert told == set(CAUSES)
+    named = {key.removeprefix("cause_of.") for key in keys("en") if key.startswith("cause_of.")}
+    assert named - {"the_others"} <= set(CAUSES)
     assert len(set(CAUSES)) == len(CAUSES)
     sources = "".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py") if path.name != "causes.py")
     assert [cause for cause in CAUSES if f'"{cause}"' not in sources] == [], "causes that no rule names"

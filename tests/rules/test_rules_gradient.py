@@ -23,6 +23,7 @@ from lossdoctor.rules.grd106_ascending_loss import AscendingLoss
 from lossdoctor.rules.grd107_clip_always_active import ClipAlwaysActive
 from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
+from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 from lossdoctor.rules.strengths import blamed, factor_to, strengths, together
 
 OWN = [rule for rule in RULES if rule.code[:3] in ("GRD", "BAL")]
@@ -252,6 +253,45 @@ def test_the_loss_that_outweighs_all_is_blamed() -> None:
     assert codes(flow)[0] == "weight-too-large"
     assert flow.fixes[0].target == "dino"
     assert flow.fixes[0].params["factor"] < 0.1
+    assert [str(cause.message) for cause in flow.causes] == [
+        "The weight of dino is too large against flow.",
+        "The weight of flow is too small against dino.",
+    ]
+
+
+def test_every_rule_that_blames_a_weight_says_whose_in_both_languages() -> None:
+    heavy = scaled(healthy(), "kl", 1e3)
+    heavy |= {"grad/clip_ratio": [0.05] * STEPS, "grad_cos/dino|flow": [-0.8] * STEPS}
+    findings = diagnose(recorded(heavy), rules=[rule() for rule in OWN]).findings
+    causes = {(f.code, c.code): c for f in findings for c in f.causes}
+    said = {key: cause.message.text("en") for key, cause in causes.items()}
+    assert said["GRD103", "weight-too-large"] == "The weight of kl is too large against dino."
+    assert said["BAL801", "weight-too-large"] == "The weight of kl is too large against flow."
+    assert said["GRD107", "weight-too-large"] == "The weight of kl is too large against the others."
+    assert said["GRD104", "conflicting-losses"] == "dino and flow want opposite things of the parameters they share."
+    assert causes["GRD107", "weight-too-large"].message.text("zh-CN") == "kl 的权重太大（比较对象：其他损失）。"
+
+
+@pytest.mark.parametrize(
+    ("losses", "leader"),
+    [
+        ([0.7, 1e5, 1e6, 1e6] + [3e5] * (STEPS - 4), "OPT704"),
+        ([0.7, 1e5, 1e6, 1e6] + [math.nan] * (STEPS - 4), "OPT704"),
+        ([0.7] * STEPS, None),
+        ([0.7] * 10 + [0.5] * (STEPS - 10), None),
+    ],
+    ids=["explodes", "breaks", "stuck", "falls"],
+)
+def test_what_an_explosion_makes_of_the_gradients_is_listed_under_the_rate(losses: Curve, leader: str | None) -> None:
+    """A rate 150 times too high: the distillation is weak because the velocity exploded. A velocity that is only stuck
+    may lack weight, and one that falls explains nothing."""
+    curves = scaled(healthy(), "flow", 1e4) | {"loss/flow": losses, "step/z_head_rms_update": [0.17] * STEPS}
+    found = diagnose(recorded(curves), rules=[rule() for rule in (*OWN, UpdateTooLarge)]).findings
+    weak = {f.code: f.explained_by for f in found if f.code in ("GRD102", "GRD103", "BAL801") and f.loss != "kl"}
+    assert set(weak) == {"GRD102", "GRD103", "BAL801"}
+    assert (found[0].code == "OPT704") == (leader is not None)
+    assert [f.severity for f in found if f.code == "OPT704"] == ["info" if losses[-1] == 0.5 else "warning"]
+    assert {by == "OPT704" for by in weak.values()} == {leader is not None}
 
 
 def test_a_weak_kl_is_a_warning_only_when_the_posterior_has_left_the_prior() -> None:
@@ -579,7 +619,7 @@ def test_together_is_on_common_steps() -> None:
 )
 def test_the_more_unusual_weight_is_blamed(weights: dict[str, float], doubtful: str | None, first: str) -> None:
     curves = healthy() | {f"weight/{loss}": [weight] * STEPS for loss, weight in weights.items()}
-    assert blamed(RunView(recorded(curves)), "flow", "dino", doubtful=doubtful)[0] == first
+    assert blamed(RunView(recorded(curves)), "flow", "dino", doubtful=doubtful)[0].code == first
 
 
 @pytest.mark.parametrize(("goal", "now", "factor"), [(1.0, 0.3, 3.0), (1.0, 1e-30, 1e12), (1e-30, 1.0, 1e-12)])
@@ -647,3 +687,73 @@ def test_healthy_losses_that_share_nothing() -> None:
     assert clear(CutOffLoss(), once, **PROBED)
     short = {name: curve[:6] for name, curve in probed("aux_head").items()}
     assert ask(CutOffLoss(), short, **PROBED).skipped[0][1].reason.key == "skip.short"
+
+
+AUDIT: dict[str, Any] = {**heads_audit(), "frozen_parts": [], "teacher": {"parameters": 11}}
+
+
+def untaught(**changed: Curve) -> Curves:
+    """The healthy run, but the distillation reaches its head alone; the others share a trunk or have a part of it."""
+    rng = np.random.default_rng(5)
+    curves = {name: curve for name, curve in healthy().items() if not name.startswith("grad_module/dino")}
+    parts = {"flow": ("trunk", "late"), "kl": ("trunk",)}
+    curves |= {f"grad_module/{loss}/{part}": noisy(0.3, rng) for loss, own in parts.items() for part in own}
+    return curves | {"grad_module/dino/dino_head": noisy(0.7, rng)} | changed
+
+
+def test_a_distillation_that_teaches_nothing_but_its_head_is_a_warning() -> None:
+    finding = one(CutOffLoss(), untaught(), facts=AUDIT)
+    assert (finding.loss, finding.severity, finding.certainty) == ("dino", "warning", "suspected")
+    assert (codes(finding), finding.confirm) == (["detached-branch"], "without:dino")
+    for lang in ("en", "zh-CN"):
+        assert all(
+            word in finding.message.text(lang) for word in ("dino_head", "late, trunk, z_head", "--ignore GRD108")
+        )
+    every = diagnose(recorded(untaught(), facts=AUDIT), rules=[rule() for rule in OWN])
+    assert [f.code for f in every.findings] == ["GRD108"]
+
+
+def test_one_other_loss_is_enough_and_two_stages_do_not_hide_it() -> None:
+    alone = {name: curve for name, curve in untaught().items() if "kl" not in name}
+    assert one(CutOffLoss(), alone, facts=AUDIT).severity == "warning"
+    staged = {n: c for n, c in untaught().items() if n not in ("grad_module/flow/trunk", "grad_module/flow/z_head")}
+    assert one(CutOffLoss(), staged, facts=AUDIT).loss == "dino", "the velocity is on detached latents, as it may be"
+
+
+def test_a_child_that_holds_the_head_does_not_hide_it() -> None:
+    """Top-level children stand in the reach matrix beside the heads in them."""
+    own = untaught()["grad_module/dino/dino_head"]
+    finding = one(CutOffLoss(), untaught(**{"grad_module/dino/trunk": own}), facts=AUDIT)
+    assert {e.metric: e.value for e in finding.evidence}["grad_module/dino/trunk"] > 0, "told as it was measured"
+    a_little_more = [None if x is None else 1.001 * x for x in own]
+    assert clear(CutOffLoss(), untaught(**{"grad_module/dino/trunk": a_little_more}), facts=AUDIT)
+
+
+@pytest.mark.parametrize(
+    ("why", "facts", "heads"),
+    [
+        ("the teacher is a copy of it: a network of its own", {"teacher": {"parameters": 2}}, {}),
+        ("it may stand on frozen features", {"frozen_parts": ["backbone"]}, {}),
+        ("its name is that of a network", {}, {"dino_head": "dino_student"}),
+        ("nobody has looked whether anything is frozen", {"frozen_parts": None}, {}),
+    ],
+)
+def test_healthy_a_distillation_with_a_head_of_its_own_by_design_is_no_alarm(
+    why: str, facts: dict[str, Any], heads: dict[str, str]
+) -> None:
+    names = [heads.get(head, head) for head in HEADS]
+    told_of = {heads.get(head, head): fact for head, fact in AUDIT["heads"].items()}
+    curves = {name.replace("/dino_head", f"/{names[-1]}"): curve for name, curve in untaught().items()}
+    every = diagnose(
+        recorded(curves, facts={**AUDIT, "heads": told_of, **facts}, heads=names), rules=[rule() for rule in OWN]
+    )
+    assert {(f.code, f.severity) for f in every.findings} == {("GRD108", "info")}, why
+
+
+def test_healthy_a_distillation_that_reaches_more_than_its_head_or_has_nothing_to_teach() -> None:
+    assert clear(CutOffLoss(), untaught(**{"grad_module/dino/student": [0.1] * STEPS}), facts=AUDIT)
+    assert clear(CutOffLoss(), untaught(**{"grad_module/flow/dino_head": [0.1] * STEPS}), facts=AUDIT)
+    heads_only = {n: c for n, c in untaught().items() if "/trunk" not in n and "/late" not in n}
+    assert clear(CutOffLoss(), heads_only, facts=AUDIT), "a backbone that is frozen while heads are trained"
+    alone = {n: c for n, c in untaught().items() if "kl" not in n and "flow" not in n}
+    assert clear(CutOffLoss(), alone, facts=AUDIT)

@@ -60,6 +60,7 @@ COPY = {"parameters": 11, "requires_grad": 0, "aliased": 0, "dtypes": {"float32"
 FACTS = {
     "optimizers": {"missing": [], "missing_count": 0, "missing_with_grad": 0, "twice_count": 0, "foreign": 0},
     "heads": dict.fromkeys(HEADS, HEAD),
+    "frozen_parts": [],
     "weight_decay": {"default": 0.05},
     "teacher": {**COPY, "with_grad": 0, "in_optimizer": 0, "training": 0, "training_modules": 0},
     "ema": COPY,
@@ -362,6 +363,28 @@ def borrow(sheet: Sheet) -> Sheet:
     return sheet.drop("teacher/distance", "teacher/momentum").put("teacher/moved", 0.0)
 
 
+def own_student(sheet: Sheet) -> Sheet:
+    """A student that shares nothing with the generator, handed in whole as a head."""
+    sheet.facts["teacher"]["parameters"] = HEAD["trainable"]
+    return alone(sheet)
+
+
+def on_frozen_features(sheet: Sheet) -> Sheet:
+    sheet.facts["frozen_parts"] = ["backbone"]
+    return alone(sheet)
+
+
+def alone(sheet: Sheet) -> Sheet:
+    parts = tuple(f"grad_module/dino/{part}" for part in REACH["dino"] if part != "dino_head")
+    return sheet.drop("grad_cos/dino|", *parts).add_up()
+
+
+def two_stages(sheet: Sheet) -> Sheet:
+    """A velocity between latents that are detached: it trains its own network alone."""
+    sheet.curves["grad_module/flow/velocity"] = sheet.curves.pop("grad_module/flow/generator")
+    return sheet.drop("grad_module/flow/z_head", "grad_cos/dino|flow", "grad_cos/flow|kl").add_up()
+
+
 UPDATES = tuple(f"step/{head}_{what}" for head in HEADS for what in ("rms_update", "update_ratio"))
 NORMS = ("grad/", "grad_weighted/", "grad_module/", "descent/", *(f"step/{head}_grad_norm" for head in HEADS))
 UNASKED = ("flow/cond", "flow/field_other_cond")
@@ -414,6 +437,9 @@ hang(
     knobs={"null_rate": 0.1},
 )
 hang("a_frozen_teacher_of_another_architecture", borrow, teacher=(0.5, 0.5), told=(3.0, 3.0))
+hang("a_student_with_a_network_of_its_own", own_student)
+hang("a_distillation_on_frozen_features", on_frozen_features)
+hang("a_velocity_on_detached_latents", two_stages)
 hang("65536_prototypes_and_a_start_above_ln_k", prototypes=65_536, pace=0.15, **MANY)
 hang("an_ema_that_warms_up", lambda s: s.put("ema/momentum", warmed_up(s.done * 2500, 0.9999)), knobs={"ema": 0.9999})
 hang("four_ranks", ranked)
@@ -459,3 +485,4 @@ def test_the_gallery_is_judged_and_can_fail() -> None:
     assert len(told.clear) > 3 * len(told.skipped)
     sick = System().sheet().drop("grad/dino", "grad_module/dino")
     assert any(fired.startswith("GRD101, error") for fired in alarms(sick))
+    assert any(fired.startswith("GRD108, warning") for fired in alarms(alone(System().sheet())))

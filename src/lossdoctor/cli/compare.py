@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,37 +36,27 @@ def command(ctx: click.Context, *, a: Path, b: Path, form: str, verbose: bool) -
     found = compare(left, right, diagnose(left, name=str(a)), diagnose(right, name=str(b)))
     lang = settings(ctx).lang
     if form == "json":
-        click.echo(json.dumps(_json(found, str(a), str(b), lang), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(_json(found, str(a), str(b), lang), ensure_ascii=False, indent=2, allow_nan=False))
     else:
         settings(ctx).console().print(Sides(found, str(a), str(b), lang, shown=None if verbose else SHOWN))
     click.echo(text("compare.seeds", lang), err=True)
 
 
 def _json(found: Comparison, a: str, b: str, lang: str) -> dict[str, Any]:
-    def told(finding: Any) -> dict[str, Any]:
-        return {
-            "code": finding.code,
-            "name": finding.name,
-            "severity": finding.severity,
-            "loss": finding.loss,
-            "subject": finding.subject,
-            "message": finding.message.text(lang),
-        }
+    """Findings are those of the schema `lossdoctor/diagnosis@1`."""
+    from lossdoctor.diagnose.diagnosis import finding_json
+    from lossdoctor.report.verdict.json import finite
 
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {
+    told: dict[str, Any] = {
         "schema": "lossdoctor/comparison@1",
         "a": a,
         "b": b,
-        "only_a": [told(finding) for finding in found.only_a],
-        "only_b": [told(finding) for finding in found.only_b],
-        "both": [told(finding) for finding in found.both],
-        "curves": [
-            {**{key: plain(value) for key, value in dataclasses.asdict(one).items()}, "differs": one.differs}
-            for one in found.shifts
-        ],
+        "only_a": [finding_json(finding, lang) for finding in found.only_a],
+        "only_b": [finding_json(finding, lang) for finding in found.only_b],
+        "both": [finding_json(finding, lang) for finding in found.both],
+        "curves": [{**dataclasses.asdict(one), "differs": one.differs} for one in found.shifts],
         "missing_a": list(found.missing_a),
         "missing_b": list(found.missing_b),
     }
+    plain: dict[str, Any] = finite(told)
+    return plain

@@ -6,6 +6,7 @@ from lossdoctor.clinic.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     Fault("detached-distillation", ("GRD101",), ("detached-branch",), "construction", ("let_gradient_through",)),
+    Fault("detached-features", ("GRD108",), ("detached-branch",), "construction", ("attach_features",)),
     Fault("detached-kl", ("GRD101",), ("detached-branch",), "construction", ("let_gradient_through",)),
     Fault("bypassed-head", ("GRD105",), ("wrong-wiring",), "construction", ("attach_head",)),
     Fault("weak-distillation", ("GRD102", "BAL801"), ("weight-too-small",), "hurts"),

@@ -114,7 +114,10 @@ def finding_json(finding: Finding, lang: str) -> dict[str, Any]:
             }
             for e in finding.evidence
         ],
-        "causes": [{"code": cause.code, "text": cause.message.text(lang)} for cause in finding.causes],
+        "causes": [
+            {"code": cause.code, "loss": cause.params.get("loss"), "text": cause.message.text(lang)}
+            for cause in finding.causes
+        ],
         "fixes": [
             {
                 "action": fix.action,

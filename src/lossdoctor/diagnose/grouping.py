@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lossdoctor.rules import Finding, Rule
+from lossdoctor.rules import Cause, Finding, Rule
 from lossdoctor.rules.finding import CERTAINTIES, DEPTHS, SEVERITIES
 
 
@@ -59,8 +59,13 @@ def _explains(root: Finding, other: Finding, rules: Mapping[str, Rule]) -> bool:
     if other.code in named or other.code[:3] in named:
         return rules[other.code].follows(other, root)
     # The same root named first by both: the one that is nearer to it leads.
-    same = bool(root.causes) and bool(other.causes) and root.causes[0].code == other.causes[0].code
-    return same and importance(root) < importance(other)
+    return _one_root(root.causes[:1], other.causes[:1]) and importance(root) < importance(other)
+
+
+def _one_root(mine: Sequence[Cause], yours: Sequence[Cause]) -> bool:
+    """Whether both are one and the same cause, and not that of two losses."""
+    losses = {cause.params["loss"] for cause in (*mine, *yours) if "loss" in cause.params}
+    return len({cause.code for cause in mine} & {cause.code for cause in yours}) == 1 and len(losses) < 2
 
 
 def _worst(group: Sequence[Finding]) -> tuple[int, tuple[int, int, int, str, str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lossdoctor.doctor.outlet import Outlet
 from lossdoctor.doctor.patient import Patient
 from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.messages.numbers import readable
 from lossdoctor.probe.differences import MODE
 from lossdoctor.treat import Balancer, Measured, measured
 from lossdoctor.treat.balancer import Factors
@@ -139,7 +140,8 @@ class Treatment:
         own = {name: self._why[name] for name in moved if name in self._why}
         self._why.clear()
         changes = ", ".join(
-            f"{name} {told[name]:.3g} -> {after[name]:.3g}" + (f" ({own[name]})" if name in own else "")
+            f"{name} {readable(told[name], 3)} -> {readable(after[name], 3)}"
+            + (f" ({own[name]})" if name in own else "")
             for name in moved
         )
         self.out.event(

@@ -1,4 +1,4 @@
-"""What users read, in their language: a folder of JSON catalogues per language, filled in with `str.format`.
+"""What users read, in their language: a folder of JSON catalogues per language, filled in as `str.format` does.
 
 Every language has the same files, and every file the same keys: metrics, the report, one file per family of rules. Only
 the page of a rule, `rule.<code>.page`, is missing in English: there it is the docstring of the rule.
@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from importlib import resources
 
 from lossdoctor.errors import UsageError, mismatch
+from lossdoctor.messages.numbers import Formatter
 
 _LANGUAGES = ("en", "zh-CN")
+_FORMATTER = Formatter()
 _ADDED: dict[str, dict[str, str]] = {lang: {} for lang in _LANGUAGES}
 
 
@@ -25,7 +27,7 @@ def languages() -> tuple[str, ...]:
 
 
 def text(key: str, lang: str = "en", **params: object) -> str:
-    """The message `key` in a language, with its {placeholders} filled in.
+    """The message `key` in a language, with its {placeholders} filled in; a `g` in them is that of `numbers`.
 
     Raises UsageError for an unknown language, KeyError for a message or a placeholder that is missing: a mistake in the
     program, which the tests look for.
@@ -35,7 +37,7 @@ def text(key: str, lang: str = "en", **params: object) -> str:
     if catalogue is None:
         raise KeyError(f"no message {key!r}; add it to a file of messages/{lang}/ and to the other languages")
     try:
-        return catalogue[key].format(**params)
+        return _FORMATTER.vformat(catalogue[key], (), params)
     except KeyError as missing:
         raise KeyError(f"message {key!r} needs the parameter {missing}, and got {sorted(params)}") from missing
 

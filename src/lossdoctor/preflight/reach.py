@@ -18,12 +18,14 @@ from lossdoctor.preflight.answers import Answers, all_skipped, fired
 from lossdoctor.preflight.given import Failed, Given, raised, unlike
 from lossdoctor.probe.audit import audit
 from lossdoctor.probe.awake import awakened
+from lossdoctor.probe.parameters import unwrapped
 from lossdoctor.rules.dst206_teacher_is_student import TeacherIsStudent
 from lossdoctor.rules.dst207_teacher_learns import TeacherLearns
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Severity, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.grd101_loss_without_gradient import LossWithoutGradient
 from lossdoctor.rules.grd105_unreached_head import UnreachedHead
+from lossdoctor.rules.grd108_cut_off_loss import CutOffLoss
 from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.opt702_not_in_optimizer import NotInOptimizer
 from lossdoctor.rules.opt703_head_weight_decay import HeadWeightDecay, decaying
@@ -32,6 +34,7 @@ from lossdoctor.rules.opt704_update_too_large import UpdateTooLarge
 RULES = (
     LossWithoutGradient,
     UnreachedHead,
+    CutOffLoss,
     NotInOptimizer,
     HeadWeightDecay,
     UpdateTooLarge,
@@ -59,13 +62,14 @@ def ask(given: Given) -> Answers:
     answers = wiring(given)
     if given.losses is None:
         needs = say("preflight.skip.needs", check="reach", missing="losses")
-        return answers | all_skipped((LossWithoutGradient, UnreachedHead), needs)
+        return answers | all_skipped((LossWithoutGradient, UnreachedHead, CutOffLoss), needs)
     reach = _reach(given)
     answers |= fired((LossWithoutGradient,), list(_silent(reach)))
     if given.heads:
         answers |= fired((UnreachedHead,), list(_heads(given, reach)))
+        answers |= fired((CutOffLoss,), list(_cut_off(given, reach)))
     else:
-        answers |= all_skipped((UnreachedHead,), say("preflight.skip.needs", check="reach", missing="heads"))
+        answers |= all_skipped((UnreachedHead, CutOffLoss), say("preflight.skip.needs", check="reach", missing="heads"))
     if given.optimizers:
         answers |= fired((NotInOptimizer,), list(_missing(given, reach)))
     return answers
@@ -184,6 +188,38 @@ def _head(sentence: str, head: str, cause: str, fix: str, severity: Severity, **
         certainty="confirmed",
         confirm="lossdoctor preflight",
     )
+
+
+def _cut_off(given: Given, reach: _Reach) -> Iterator[Finding]:
+    """As in a run, but parameter by parameter: a part of the model is reached by what it has besides the heads."""
+    assert given.model is not None
+    heads = {head: {id(p) for p in module.parameters()} for head, module in given.heads.items()}
+    in_heads = set[int]().union(*heads.values())
+    trained = _trained(given).keys() - in_heads
+    parts = {
+        name: {id(p) for p in child.parameters()} & trained for name, child in unwrapped(given.model).named_children()
+    }
+    reached = {
+        loss: frozenset(name for name, own in {**parts, **heads}.items() if own & ids)
+        for loss, ids in reach.reached.items()
+        if ids
+    }
+    kinds = {loss: _kind(loss, reached[loss]) for loss in reached}
+    facts = audit(given.model, given.heads, given.optimizers, given.teacher)
+    rule = CutOffLoss()
+    for cut in rule.cut(reached, kinds, tuple(heads)):
+        kind = kinds[cut.loss]
+        sentence = "preflight.reach.cut.distill" if kind == "distill" else "preflight.reach.cut"
+        message = say(sentence, loss=cut.loss, heads=", ".join(cut.heads), shared=", ".join(cut.others))
+        seen = [Evidence(f"preflight/reached_by/{cut.loss}/{part}", 0.0, None) for part in cut.others]
+        # That nothing arrives is certain; that it should is not.
+        yield rule.said(message, cut, seen, kind=kind, facts=facts, certainty="likely")
+
+
+def _kind(loss: str, reached: frozenset[str]) -> str:
+    """Nobody has told: by the loss's name, else a distillation by those of all the heads it trains."""
+    guessed = guess_kind(loss)
+    return "distill" if guessed == "other" and {kind_of_head(head) for head in reached} == {"distill"} else guessed
 
 
 def _missing(given: Given, reach: _Reach | None) -> Iterator[Finding]:

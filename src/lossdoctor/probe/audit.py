@@ -71,6 +71,7 @@ def audit(
     (shares memory with a trained parameter), `training` (submodules in training mode that behave differently in it),
     `training_modules` (all in training mode), `dtypes`. `ema`, where given: `parameters`, `requires_grad`, `aliased`,
     `dtypes`, `updates_between` (ema_between).
+    `frozen_parts`: top-level children of the model that have parameters and train none, without teacher and average.
     `modes`: `model_training`, `frozen_batchnorm` (in evaluation mode inside a model in training mode).
     `dtypes`: dtype to count, without teacher and average. `autocast`: dtype or None. `accumulation`: `backwards`.
     """
@@ -98,6 +99,7 @@ def audit(
         facts["ema"] = {**_copy(list(ema.parameters()), trained), "updates_between": ema_between}
     return {
         **facts,
+        "frozen_parts": _frozen_parts(model, apart),
         "modes": {
             "model_training": model.training,
             "frozen_batchnorm": _frozen_batchnorm(model, apart) if model.training else 0,
@@ -280,6 +282,15 @@ def _memory(tensor: Tensor) -> Place | None:
     """Where a tensor begins; None for one without memory of its own, which would look like every other such one."""
     pointer = local(tensor).data_ptr()
     return (tensor.device, pointer) if pointer else None
+
+
+def _frozen_parts(model: nn.Module, apart: Sequence[str]) -> list[str]:
+    trains: dict[str, bool] = {}
+    for name, parameter in unwrapped(model).named_parameters():
+        child = name.split(".", 1)[0]
+        if not _within(name, apart):
+            trains[child] = trains.get(child, False) or parameter.requires_grad
+    return [child for child, any_of_it in trains.items() if not any_of_it]
 
 
 def _frozen_batchnorm(model: nn.Module, apart: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossdoctor.messages import text
+from lossdoctor.messages.numbers import readable
 from lossdoctor.report.wording import number
 from lossdoctor.rules.receipts import Receipt, Treated, words
 
@@ -51,7 +52,7 @@ def _row(receipt: Receipt, loss: str, lang: str) -> Row:
     return Row(
         step=f"{receipt.step:,}",
         loss=loss,
-        factor=" -> ".join(f"{factor:.3g}" for factor in receipt.factors[loss]),
+        factor=" -> ".join(readable(factor, 3) for factor in receipt.factors[loss]),
         predicted="" if pace is None else f"x{number(pace)}",
         measured=_pair(receipt.measured.get(loss)),
         verdict=text(f"receipts.{verdict}", lang),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lossdoctor.messages import text
+from lossdoctor.messages.numbers import readable
 from lossdoctor.report.digest import Digest, Line
 from lossdoctor.report.grids import Grid
 
@@ -39,22 +40,13 @@ def glyphs_for(encoding: str) -> Glyphs:
 
 
 def number(value: float | None, nothing: str = "", digits: int = 3) -> str:
-    """A few significant digits, without an exponent where it reads well: 0.0123, 12.3, 1,230, 1.2e-06."""
-    if value is None:
-        return nothing
-    if math.isnan(value):
-        return "nan"
-    if value == 0 or math.isinf(value):
-        return f"{value:g}"
-    if 1e-4 <= abs(value) < 1e6:
-        magnitude = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
-        return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
-    return f"{value:.1e}"
+    """A few significant digits, without an exponent where it reads well: 0.0123, 12.3, 1,230, 1.2e-6."""
+    return nothing if value is None else readable(value, digits, padded=True)
 
 
 def plain(value: float | None, nothing: str = "") -> str:
     """A number that a person has chosen, as it was chosen: 1, 0.5, 0.01."""
-    return nothing if value is None else f"{value:.6g}"
+    return nothing if value is None else readable(value, 6).replace(",", "")
 
 
 def percent(value: float | None, nothing: str = "") -> str:
@@ -65,8 +57,8 @@ def percent(value: float | None, nothing: str = "") -> str:
         return f"{value:g}"
     hundredths = 100 * value
     if hundredths == 0 or abs(hundredths) >= 0.95:
-        return f"{hundredths:.0f} %"
-    return f"{hundredths:.1g} %" if abs(hundredths) >= 1e-4 else f"{hundredths:.0e} %"
+        return f"{hundredths:,.0f} %"
+    return f"{readable(hundredths, 1)} %"
 
 
 def duration(seconds: float, lang: str) -> str:

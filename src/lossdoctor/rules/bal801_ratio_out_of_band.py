@@ -12,8 +12,9 @@ from lossdoctor.curves import Share, share_above, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
+from lossdoctor.rules.strengths import blamed, factor_to, nothing_left, strengths, together
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -44,6 +45,10 @@ class RatioOutOfBand(Rule):
     far: float = 5.0  # docs/log.md, the clinic: a healthy distillation reached 1.6 times the velocity, 3 times its band
     kl_far: float = 10.0  # docs/log.md, the clinic: against several losses at once a KL at its balance reached 2.5
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
+
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
 
     def check(self, run: RunView) -> Outcome:
         """Each kind against the velocity."""
@@ -85,8 +90,8 @@ class RatioOutOfBand(Rule):
         loss = max((o for o in strong if run.losses[o] == kind), key=lambda o: middle(strong[o]))
         flow = max((o for o in strong if run.losses[o] == "velocity"), key=lambda o: middle(strong[o]))
         weak, other = (loss, flow) if below_band else (flow, loss)
-        codes = blamed(run, weak, other, doubtful=loss)
-        blamed_loss = weak if codes[0] == "weight-too-small" else other
+        causes = blamed(run, weak, other, doubtful=loss)
+        blamed_loss = weak if causes[0].code == "weight-too-small" else other
         value = middle(ratio)
         middle_of_band = math.sqrt(low * high)
         factor = factor_to(middle_of_band, value) if blamed_loss == loss else factor_to(value, middle_of_band)
@@ -98,7 +103,7 @@ class RatioOutOfBand(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(strong[loss]), None, **span(ratio)),
                 Evidence(f"grad_weighted/{flow}", middle(strong[flow]), None, **span(ratio)),
             ),
-            causes=causes_of(codes),
+            causes=causes,
             fixes=(scale_weight(blamed_loss, factor), balance("ratio")),
             loss=blamed_loss,
             subject=loss,

@@ -17,6 +17,7 @@ from lossdoctor.rules.distillation import (
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import scale_weight
 from lossdoctor.rules.rule import Rule, given
+from lossdoctor.rules.strengths import too_small
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -87,7 +88,7 @@ class SaturatedStudent(Rule):
                 Evidence("ent/student_norm", middle(entropy), self.floor, **span(entropy)),
                 Evidence(f"grad_weighted/{loss}", middle(gradient) * total, self.weak * total, **span(gradient)),
             ),
-            causes=(Cause("student-temperature-low"), Cause("weight-too-small")),
+            causes=(Cause("student-temperature-low"), too_small(loss or None)),
             fixes=(to_temperature(run, "student_temp", goal), scale_weight(loss, 4.0)),
             loss=loss,
             confirm=f"knob:student_temp={goal:g}",

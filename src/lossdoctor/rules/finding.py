@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lossdoctor.messages import text
+from lossdoctor.messages import has, text
 
 Severity = Literal["error", "warning", "info"]
 Certainty = Literal["suspected", "likely", "confirmed"]
@@ -59,7 +59,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A possible root of a finding: a code of `causes.CAUSES`; the sentence is the message `cause.<code>`."""
+    """A possible root of a finding: a code of `causes.CAUSES`; the sentence is the message `cause.<code>`.
+
+    params: what fills its holes. With a `loss` among them the sentence is `cause_of.<code>`, if there is one: it names
+    that loss, and in `rival` the one it is measured against.
+    """
 
     code: str
     params: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +71,8 @@ class Cause:
     @property
     def message(self) -> Message:
         """The cause as a sentence."""
-        return Message(f"cause.{self.code}", self.params)
+        named = f"cause_of.{self.code}"
+        return Message(named if "loss" in self.params and has(named, "en") else f"cause.{self.code}", self.params)
 
 
 @dataclass(frozen=True, slots=True)

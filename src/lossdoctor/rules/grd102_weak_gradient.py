@@ -12,6 +12,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Fix, Outcome, Severity, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, edit, scale_knob, scale_rate, scale_weight
 from lossdoctor.rules.heads import heads_of
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.posterior import role
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths
@@ -49,6 +50,10 @@ class WeakGradient(Rule):
     far_from_prior: float = 0.5  # nats per dimension; docs/log.md, the clinic: 0.09 healthy, 2.3 without a KL
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
+
     def check(self, run: RunView) -> Outcome:
         """Every loss of the three kinds that has a rival."""
         strong = strengths(run)
@@ -80,9 +85,9 @@ class WeakGradient(Rule):
     def _finding(self, run: RunView, loss: str, ratio: Series, limit: float, p: float) -> Finding:
         strong = strengths(run)
         rival = max((other for other in strong if other != loss), key=lambda other: middle(strong[other]))
-        codes = blamed(run, loss, rival)
+        weights = blamed(run, loss, rival)
         total = middle(run.settled("grad/total", loss=loss))
-        fixes = self._fixes(run, loss, rival, strong, lower_rival=codes[0] == "weight-too-large")
+        fixes = self._fixes(run, loss, rival, strong, lower_rival=weights[0].code == "weight-too-large")
         raised = next((fix for fix in fixes if fix.action == "scale_weight"), fixes[0])
         return self.finding(
             say("rule.GRD102", loss=loss, percent=100 * middle(ratio), rival=rival, **span(ratio)),
@@ -90,7 +95,7 @@ class WeakGradient(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(strong[loss]), limit * total, **span(ratio)),
                 Evidence("grad/total", total, None, **span(ratio)),
             ),
-            causes=_causes(run, loss, codes),
+            causes=_causes(run, loss, weights),
             fixes=fixes,
             loss=loss,
             severity=self._severity(run, loss, ratio),
@@ -130,8 +135,8 @@ def _shapes_a_source(run: RunView) -> bool:
     return role(run) not in ("autoencoder", "target")
 
 
-def _causes(run: RunView, loss: str, codes: tuple[str, str]) -> tuple[Cause, ...]:
-    found = list(codes)
+def _causes(run: RunView, loss: str, weights: tuple[Cause, Cause]) -> tuple[Cause, ...]:
+    found: list[Cause | str] = list(weights)
     match run.losses[loss]:
         case "kl":
             found.insert(1, "kl-too-weak")

@@ -8,10 +8,11 @@ import numpy as np
 
 from lossdoctor.curves import share_above
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Clear, Evidence, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import balance, scale_weight
+from lossdoctor.rules.opt704_update_too_large import EXPLODED
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together
+from lossdoctor.rules.strengths import blamed, causes_of, factor_to, nothing_left, strengths, together, too_large
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 _MAIN = ("distill", "velocity")
@@ -37,6 +38,10 @@ class DominantGradient(Rule):
     share: float = given(0.95)  # the method's
     persistent: float = 0.75  # most of the measured steps, with room for a schedule at the end
 
+    def follows(self, finding: Finding, root: Finding) -> bool:
+        """From a rate only where a loss explodes under it."""
+        return root.code != "OPT704" or root.message.key in EXPLODED
+
     def check(self, run: RunView) -> Outcome:
         """The strongest loss against all of them."""
         strong = strengths(run)
@@ -57,9 +62,9 @@ class DominantGradient(Rule):
             return Clear((test.p,))
         weakest = min(unheard, key=lambda other: middle(strong[other]))
         factor = factor_to(middle(strong[weakest]), middle(strong[loss]))
-        codes = list(blamed(run, weakest, loss))
-        if run.losses[loss] == "kl" and codes[0] == "weight-too-large":
-            codes.insert(1, "kl-too-strong")
+        causes: list[Cause | str] = list(blamed(run, weakest, loss))
+        if run.losses[loss] == "kl" and causes[0] == too_large(loss, weakest):
+            causes.insert(1, "kl-too-strong")
         finding = self.finding(
             say(
                 "rule.GRD103", loss=loss, percent=100 * middle(dominance), unheard=", ".join(unheard), **span(dominance)
@@ -68,7 +73,7 @@ class DominantGradient(Rule):
                 Evidence(f"grad_weighted/{loss}", middle(common[loss]), None, **span(dominance)),
                 *(Evidence(f"grad_weighted/{one}", middle(common[one]), None, **span(dominance)) for one in unheard),
             ),
-            causes=causes_of(codes),
+            causes=causes_of(causes),
             fixes=(scale_weight(loss, factor), balance("ratio"), balance("gradnorm")),
             subject=loss,
             confirm=f"weight:{loss}*{factor:g}",

@@ -73,12 +73,13 @@ class OpposedGradients(Rule):
         # What the update does to a loss is the judge of who loses; without it the weaker one is assumed to.
         losing = [one for one in pair if share_below(run.settled(f"descent/{one}"), 0.0).share >= self.persistent]
         loser = losing[0] if losing else weaker
+        winner = stronger if loser == weaker else weaker
         seen = [run.settled(f"descent/{one}") for one in losing]
         harmful = bool(losing) or middle(curve) < self.cancelling
         return self.finding(
             say(
                 "rule.GRD104.losing" if losing else "rule.GRD104",
-                a=stronger if loser == weaker else weaker,
+                a=winner,
                 b=loser,
                 cosine=middle(curve),
                 **span(curve),
@@ -87,7 +88,7 @@ class OpposedGradients(Rule):
                 Evidence(name, middle(curve), self.cosine, **span(curve)),
                 *(Evidence(f"descent/{o}", middle(c), 0.0, **span(c)) for o, c in zip(losing, seen, strict=True)),
             ),
-            causes=(Cause("conflicting-losses"),),
+            causes=(Cause("conflicting-losses", {"loss": loser, "rival": winner}),),
             fixes=(balance("pcgrad"), balance("cosine"), ablate(f"without:{loser}")),
             subject=name.removeprefix("grad_cos/"),
             severity="warning" if harmful else "info",

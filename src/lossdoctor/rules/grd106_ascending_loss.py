@@ -63,17 +63,18 @@ class AscendingLoss(Rule):
         fixes: tuple[Fix, ...] = (scale_weight(loss, 2.0), scale_rate("all", 0.3))
         if opponent is None or cosine >= self.opposed:
             message = say("rule.GRD106", loss=loss, percent=100 * test.share, **span(curve))
-            codes, confirm = ("rate-too-large", "conflicting-losses"), "lr:all*0.3"
+            causes, confirm = (Cause("rate-too-large"), Cause("conflicting-losses")), "lr:all*0.3"
         else:
             told = {"loss": loss, "percent": 100 * test.share, "opponent": opponent, "cosine": cosine}
             message = say("rule.GRD106.opponent", **told, **span(curve))
-            codes, confirm = ("conflicting-losses", "rate-too-large"), f"without:{opponent}"
+            causes = Cause("conflicting-losses", {"loss": loss, "rival": opponent}), Cause("rate-too-large")
+            confirm = f"without:{opponent}"
             seen.append(Evidence(_pair(loss, opponent), cosine, self.opposed, **span(curve)))
             fixes = (ablate(confirm), balance("pcgrad"), *fixes)
         return self.finding(
             message,
             evidence=seen,
-            causes=tuple(map(Cause, codes)),
+            causes=causes,
             fixes=fixes,
             loss=loss,
             confirm=confirm,

@@ -11,7 +11,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Clear, Evidence, Fired, Message, Outcome, Skipped, say
 from lossdoctor.rules.fixes import balance, edit, scale_rate
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import causes_of, strengths
+from lossdoctor.rules.strengths import causes_of, strengths, too_large
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -54,9 +54,9 @@ class ClipAlwaysActive(Rule):
             return Clear((test.p,))
         norm, kept = middle(total), middle(curve)
         hiding = self._hidden(run)
-        codes = ["clip-too-low", "weight-too-large" if hiding else "rate-too-large"]
+        causes = ["clip-too-low", too_large(hiding) if hiding else "rate-too-large"]
         if int((run.facts.get("accumulation") or {}).get("backwards") or 0) > 1:
-            codes.append("gradient-summed")
+            causes.append("gradient-summed")
         told = {"ratio": kept, "percent": 100 * test.share, **span(curve)}
         message = say("rule.GRD107", **told) if hiding is None else say("rule.GRD107.hides", loss=hiding, **told)
         finding = self.finding(
@@ -65,7 +65,7 @@ class ClipAlwaysActive(Rule):
                 Evidence("grad/clip_ratio", kept, self.ratio, **span(curve)),
                 Evidence("grad/total", norm, None, **span(curve)),
             ),
-            causes=causes_of(codes),
+            causes=causes_of(causes),
             fixes=(edit("raise_clip", "grad/total", value=norm), balance("ratio"), scale_rate("all", 0.3)),
             subject=hiding,
             severity="warning" if kept < self.hard else "info",

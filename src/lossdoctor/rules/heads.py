@@ -5,8 +5,10 @@ from __future__ import annotations
 from lossdoctor.kinds import guess_kind
 from lossdoctor.rules.view import RunView
 
+_OF_DISTILLATION = ("prototype", "prototypes", "proj", "projector", "projection")
+_LAST = ("head", *_OF_DISTILLATION)
 _WORDS = {
-    "distill": ("prototype", "prototypes", "proj", "projector", "projection"),
+    "distill": _OF_DISTILLATION,
     "kl": ("z", "mu", "logvar", "posterior"),
     "velocity": (),
 }
@@ -25,3 +27,9 @@ def kind_of_head(head: str) -> str | None:
 def heads_of(run: RunView, kind: str) -> tuple[str, ...]:
     """The heads of a run that are named for a kind of loss."""
     return tuple(head for head in run.heads if kind_of_head(head) == kind)
+
+
+def is_last_part(head: str) -> bool:
+    """Whether a head's name says that it is the last part of a network, and not a network: flow_head, projector."""
+    words = "".join(c if c.isalnum() else " " for c in head.lower()).split()
+    return any(word in _LAST for word in words)

@@ -10,8 +10,9 @@ from lossdoctor.curves import Share, share_below
 from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate
+from lossdoctor.rules.heads import kind_of_head
 from lossdoctor.rules.rule import Rule, given
-from lossdoctor.rules.strengths import factor_to
+from lossdoctor.rules.strengths import factor_to, too_small
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 RATIO = "step/<head>_update_ratio"
@@ -82,6 +83,8 @@ class HeadNotMoving(Rule):
         own = middle(run.settled(f"lr/{head}"))
         others = [rate for other in heads if other != head and (rate := middle(run.settled(f"lr/{other}"))) > 0]
         usual = max(others, default=own)
+        kind = kind_of_head(head)
+        of_head = run.of_kind(kind) if kind is not None else ()
         seen = [Evidence(f"step/{head}_update_ratio", middle(curve), self.ratio, **span(curve))]
         told = {"head": head, "value": middle(curve), **span(curve)}
         factors = [2.0, 5.0]
@@ -97,7 +100,7 @@ class HeadNotMoving(Rule):
         return self.finding(
             message,
             evidence=seen,
-            causes=(Cause("rate-too-small"), Cause("weight-too-small")),
+            causes=(Cause("rate-too-small"), too_small(of_head[0] if len(of_head) == 1 else None)),
             fixes=tuple(scale_rate(head, factor) for factor in factors),
             subject=head,
             confirm=f"lr:{head}*{factors[-1]:g}",

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from lossdoctor.curves import block_medians, share_above
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate
 from lossdoctor.rules.rule import Rule, given
 from lossdoctor.rules.strengths import factor_to
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 RMS = "step/<head>_rms_update"
+EXPLODED = ("rule.OPT704.explodes", "rule.OPT704.breaks")
+"""What is said where a loss left every bound: then gradients weigh what the explosion has made of them, whatever the
+weights are. A loss that only does not fall may be stuck for want of weight."""
 _BLOCKS = 100
 """Blocks of a loss of which one must lie high, so that a single bad batch is no explosion."""
 
@@ -48,7 +51,10 @@ class UpdateTooLarge(Rule):
 
     code, name = "OPT704", "update-too-large"
     needs = (RMS,)
-    explains = ("NUM901", "OPT703", "VEL401", "VEL405", "GRD106", "GRD107", "PST309", "DST203", "CND601", "SMP")
+    explains = (
+        "NUM901", "OPT703", "GRD102", "GRD103", "GRD106", "GRD107", "BAL801",
+        "VEL401", "VEL405", "PST309", "DST203", "CND601", "SMP",
+    )  # fmt: skip
     rms: float = given(1e-2)  # the method's
     violent: float = 0.1  # docs/log.md, the clinic: 0.12 to 0.35 at 100 times the rate; healthy heads 0.05
     explosion: float = 2.0  # docs/log.md, the clinic: at most 1.2 healthy, 2.2 and more at 100 times the rate
@@ -84,7 +90,7 @@ class UpdateTooLarge(Rule):
 
     def _finding(self, run: RunView, head: str, curve: Series, harm: _Harm | None, p: float | None) -> Finding:
         limit = self.violent if p is None else self.rms
-        told = {"head": head, "percent": 100 * middle(curve), **span(curve)}
+        told = {"head": head, "much": _much(middle(curve)), **span(curve)}
         seen = [Evidence(f"step/{head}_rms_update", middle(curve), limit, **span(curve))]
         message = say("rule.OPT704", **told)
         if harm is not None:
@@ -128,3 +134,10 @@ class UpdateTooLarge(Rule):
         if run.broken(f"loss/{loss}")[0]:
             return _Harm(loss, "breaks", first, worst)
         return _Harm(loss, "stuck", first, now) if now >= first else None
+
+
+def _much(update: float) -> Message:
+    """A change relative to the weights, as a sentence has it: in percent, from ten times on in times."""
+    if update < 10:
+        return say("rule.OPT704.told.percent", percent=100 * update)
+    return say("rule.OPT704.told.times", times=update)

@@ -9,6 +9,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Clear, Evidence, Finding, Outcome, Skipped, outcome, say
 from lossdoctor.rules.posterior import FAR, HELD, approaching, distance, pull, role, stronger, the_loss
 from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.strengths import too_small
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -67,7 +68,7 @@ class PriorNotApproached(Rule):
                 **span(apart),
             ),
             evidence=told,
-            causes=(Cause("kl-too-weak"), Cause("weight-too-small")),
+            causes=(Cause("kl-too-weak"), too_small(loss)),
             fixes=stronger(run),
             loss=loss,
             severity="warning" if force is not None and role(run) == "source" else "info",

@@ -11,6 +11,7 @@ from lossdoctor.record import Series
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Outcome, Severity, Skipped, outcome, say
 from lossdoctor.rules.posterior import adrift, held, role, stronger, the_loss
 from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.strengths import too_small
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -71,7 +72,7 @@ class OffPriorSample(Rule):
         return self.finding(
             say(test.sentence, value=value, std=max(value, 0.0) ** 0.5, **span(test.curve)),
             evidence=(Evidence(test.metric, value, test.threshold, **span(test.curve)),),
-            causes=tuple(_causes(test.metric)),
+            causes=tuple(_causes(test.metric, loss)),
             fixes=stronger(run),
             loss=loss,
             subject=test.metric,
@@ -81,11 +82,11 @@ class OffPriorSample(Rule):
         )
 
 
-def _causes(metric: str) -> Iterator[Cause]:
+def _causes(metric: str, loss: str | None) -> Iterator[Cause]:
     if metric == "z_init/mean":
         yield Cause("latent-offset")
     yield Cause("kl-too-weak")
-    yield Cause("weight-too-small")
+    yield too_small(loss)
     if metric == "z_init/var":
         yield Cause("latent-scale")
 

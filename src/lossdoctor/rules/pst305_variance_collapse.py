@@ -9,6 +9,7 @@ from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, Skipped, o
 from lossdoctor.rules.fixes import warm_up_weight
 from lossdoctor.rules.posterior import HELD, pull, role, stronger, the_loss
 from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.strengths import too_small
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -67,7 +68,7 @@ class VarianceCollapse(Rule):
                 Evidence("std/mean", way.last, self.collapsed if there else self.falling, **span(std)),
                 Evidence(f"grad_weighted/{loss}", middle(force[0]) * total, self.weak * total, **span(force[0])),
             ),
-            causes=(Cause("kl-too-weak"), Cause("weight-too-small")),
+            causes=(Cause("kl-too-weak"), too_small(loss)),
             fixes=(*stronger(run), warm_up_weight(loss or "kl", max(1, round(0.1 * run.last_step)))),
             loss=loss,
             confirm=f"without:{loss or 'kl'}",

@@ -10,6 +10,7 @@ from lossdoctor.rules.fixes import ablate, edit, scale_weight, warm_up_weight
 from lossdoctor.rules.heads import heads_of
 from lossdoctor.rules.posterior import the_loss
 from lossdoctor.rules.rule import Rule
+from lossdoctor.rules.strengths import causes_of, too_large
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
 
@@ -54,7 +55,7 @@ class PosteriorCollapse(Rule):
         finding = self.finding(
             say("rule.PST306", kl=middle(kl), snr=middle(snr), **span(kl)),
             evidence=[Evidence(name, middle(curve), bars[name], **span(curve)) for name, curve in curves.items()],
-            causes=[Cause(code) for code in _codes(run)],
+            causes=causes_of(_causes(run, loss)),
             fixes=(
                 scale_weight(target, 0.1),
                 warm_up_weight(target, max(1, round(0.2 * run.last_step))),
@@ -68,12 +69,12 @@ class PosteriorCollapse(Rule):
         return outcome([finding])
 
 
-def _codes(run: RunView) -> list[str]:
-    codes = ["kl-too-strong", "weight-too-large"]
+def _causes(run: RunView, loss: str | None) -> list[Cause | str]:
+    causes: list[Cause | str] = ["kl-too-strong", too_large(loss)]
     heads, others = heads_of(run, "kl"), [loss for loss, kind in run.losses.items() if kind != "kl"]
     asked = [f"grad_module/{loss}/{head}" for loss in others for head in heads]
     # Only where the KL itself was seen on that head is the silence of the others news.
     seen = any(len(run[f"grad_module/{loss}/{head}"]) for loss in run.of_kind("kl") for head in heads)
     if others and seen and not any(run[name].finite.values.any() for name in asked):
-        codes.insert(0, "wrong-wiring")
-    return codes
+        causes.insert(0, "wrong-wiring")
+    return causes

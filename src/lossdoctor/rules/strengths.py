@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lossdoctor.record import Series
-from lossdoctor.rules.finding import Cause
+from lossdoctor.rules.finding import Cause, say
 from lossdoctor.rules.view import RunView, middle
 
 LEARNED = {"distill": ("distill/kl", 0.05), "kl": ("kl/per_dim", 0.01), "velocity": ("flow/nmse", 0.02)}
@@ -58,26 +58,45 @@ def nothing_left(run: RunView, loss: str) -> bool:
     return run.now(metric) < floor
 
 
-def blamed(run: RunView, weak: str, strong: str, *, doubtful: str | None = None) -> tuple[str, str]:
-    """Of a loss that another outweighs: whose weight is off, as codes of causes, the likelier first.
+def blamed(run: RunView, weak: str, strong: str, *, doubtful: str | None = None) -> tuple[Cause, Cause]:
+    """Of a loss that another outweighs: whose weight is off, as causes that name both, the likelier first.
 
     It is the weight that is further from 1 in its own direction. Between weights that are as usual as each other it is
     that of `doubtful`; when that is None, the strong one if it outweighs several losses, else the weak one.
     """
-    too_small, too_large = max(-_decades(run, weak), 0.0), max(_decades(run, strong), 0.0)
-    if abs(too_large - too_small) > _AS_FAR:
-        large = too_large > too_small
+    below, above = max(-_decades(run, weak), 0.0), max(_decades(run, strong), 0.0)
+    if abs(above - below) > _AS_FAR:
+        large = above > below
     elif doubtful is not None:
         large = doubtful == strong
     else:
         sizes = {loss: middle(curve) for loss, curve in strengths(run).items() if run.losses[loss] != "kl"}
         large = sum(size < _OUTWEIGHED * sizes.get(strong, 0.0) for size in sizes.values()) > 1
-    return ("weight-too-large", "weight-too-small") if large else ("weight-too-small", "weight-too-large")
+    of_weak, of_strong = too_small(weak, strong), too_large(strong, weak)
+    return (of_strong, of_weak) if large else (of_weak, of_strong)
 
 
-def causes_of(codes: Iterable[str]) -> tuple[Cause, ...]:
-    """Causes by their codes, each once, in order."""
-    return tuple(Cause(code) for code in dict.fromkeys(codes))
+def too_small(loss: str | None, rival: str | None = None) -> Cause:
+    """The weight of a loss is too small against a rival, or against all others."""
+    return _weight("weight-too-small", loss, rival)
+
+
+def too_large(loss: str | None, rival: str | None = None) -> Cause:
+    """The weight of a loss is too large against a rival, or against all others."""
+    return _weight("weight-too-large", loss, rival)
+
+
+def _weight(code: str, loss: str | None, rival: str | None) -> Cause:
+    return Cause(code) if loss is None else Cause(code, {"loss": loss, "rival": rival or say("cause_of.the_others")})
+
+
+def causes_of(causes: Iterable[Cause | str]) -> tuple[Cause, ...]:
+    """Causes, or what their codes stand for, each once, in order."""
+    found: dict[str, Cause] = {}
+    for cause in causes:
+        one = Cause(cause) if isinstance(cause, str) else cause
+        found.setdefault(one.code, one)
+    return tuple(found.values())
 
 
 def factor_to(goal: float, now: float) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossdoctor.curves import share_above, trend
-from lossdoctor.rules.finding import Clear, Evidence, Outcome, outcome, say
+from lossdoctor.rules.finding import Cause, Clear, Evidence, Outcome, outcome, say
 from lossdoctor.rules.fixes import edit, scale_rate, scale_weight
 from lossdoctor.rules.rule import Rule
-from lossdoctor.rules.strengths import causes_of
+from lossdoctor.rules.strengths import causes_of, too_small
 from lossdoctor.rules.velocity import outweighed, over_trivial, seen, target_codes, the_loss, too_short, unsteady_loss
 from lossdoctor.rules.view import RunView, middle, span
 
@@ -48,7 +48,7 @@ class MisalignedVelocity(Rule):
             return Clear((test.p,))
         loss = the_loss(run)
         codes = self._codes(run)
-        weight = [scale_weight(loss, 4.0)] if loss and codes[0] == "weight-too-small" else []
+        weight = [scale_weight(loss, 4.0)] if loss and codes[0] == too_small(loss) else []
         rate = [scale_rate("all", 0.3 if "rate-too-large" in codes else 3.0)] if "broadcast-shapes" not in codes else []
         finding = self.finding(
             say("rule.VEL401", ratio=middle(ratio), nmse=run.now("flow/nmse"), **span(ratio)),
@@ -65,10 +65,10 @@ class MisalignedVelocity(Rule):
         )
         return outcome([finding])
 
-    def _codes(self, run: RunView) -> list[str]:
-        codes = []
+    def _codes(self, run: RunView) -> list[Cause | str]:
+        codes: list[Cause | str] = []
         if outweighed(run, self.weak):
-            codes.append("weight-too-small")
+            codes.append(too_small(the_loss(run)))
         if unsteady_loss(run):
             codes.append("broadcast-shapes")
         codes += target_codes(run)

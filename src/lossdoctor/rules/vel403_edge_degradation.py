@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lossdoctor.curves import share_above
-from lossdoctor.rules.finding import Evidence, Finding, Message, Outcome, Skipped, outcome, say
+from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Outcome, Skipped, outcome, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.rule import Rule
-from lossdoctor.rules.strengths import causes_of
+from lossdoctor.rules.strengths import causes_of, too_small
 from lossdoctor.rules.velocity import outweighed, settled, target_codes, the_loss, typical, visits
 from lossdoctor.rules.view import LEAST, RunView, middle, span
 
@@ -78,8 +78,8 @@ class EdgeDegradation(Rule):
         curve = settled(run, f"nmse_t{end}")
         shares, n = visits(run)
         ratio = typical(run, "z1_std") / max(typical(run, "z0_std"), 1e-12)
-        codes = ["time-sampling"] if n and shares[end] < self.rare else []
-        codes += ["weight-too-small"] if outweighed(run) else []
+        codes: list[Cause | str] = ["time-sampling"] if n and shares[end] < self.rare else []
+        codes += [too_small(the_loss(run))] if outweighed(run) else []
         codes += target_codes(run)
         codes += ["latent-scale"] if ratio > 3 or ratio < 1 / 3 else []
         codes += ["path-derivative-missing", "time-sampling"]

@@ -38,7 +38,7 @@ class NoiseToData(Program):
     name = "noise_to_data"
     faults = (
         "weak-distillation", "strong-distillation", "weak-velocity", "tight-clip", "huge-rate",
-        "detached-distillation", "empty-mask", "distillation-formula", "half-precision-overflow",
+        "detached-distillation", "detached-features", "empty-mask", "distillation-formula", "half-precision-overflow",
         "sharp-teacher", "saturated-student", "uniform-teacher", "warm-teacher", "collapsed-teacher",
         "frozen-teacher", "teacher-is-student", "trainable-teacher", "teacher-in-train-mode",
         "target-sign", "predicts-data", "broadcast-target", "starved-edges", "time-not-connected", "bypassed-head",
@@ -137,7 +137,8 @@ class Training:
         if broken("predicts-data"):
             v_target = z1
         features = self.model.features(x_t, t)
-        v_pred, said = self.model.velocity(features, label), self.model.projector(features)
+        v_pred = self.model.velocity(features, label)
+        said = self.model.projector(features.detach() if broken("detached-features") else features)
         ld.flow(v_pred, v_target, t, x_t=x_t, z0=z0, z1=z1, cond=label, velocity=self.field)
         error = v_pred - (v_target[:, None] if broken("broadcast-target") else v_target)
 
