@@ -18,6 +18,7 @@ import lossdoctor as ld
 from lossdoctor.errors import UsageError
 from lossdoctor.probe import experiment
 from lossdoctor.probe.experiment import shuffled
+from lossdoctor.probe.linearity import Linearity
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,24 @@ def test_an_arm_is_the_change_made_by_hand(arm: str, monkeypatch: pytest.MonkeyP
     assert same(got, expected), "every weight, bit for bit"
     assert not same(got, untouched)
     assert seen == rates, "the scheduler goes on with the groups it knows"
+
+
+def test_every_loss_of_a_trial_has_a_pass_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one is derived from the others depends on the clock, and pairs are compared number by number."""
+    planned = []
+
+    def plan(self: Linearity, *arguments: Any, made: Callable[..., Any] = Linearity.plan) -> Any:
+        planned.append(made(self, *arguments))
+        return planned[-1]
+
+    monkeypatch.setattr(Linearity, "plan", plan)
+    train(run=tmp_path / "free")
+    assert any(derived is not None for derived, _ in planned), "else there is nothing to be seen here"
+    planned.clear()
+    monkeypatch.setenv("LOSSDOCTOR_ARM", "baseline")
+    train(run=tmp_path / "trial")
+    assert planned
+    assert all(one == (None, ()) for one in planned)
 
 
 def test_the_baseline_is_the_script_itself(monkeypatch: pytest.MonkeyPatch) -> None:

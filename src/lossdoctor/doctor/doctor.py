@@ -113,6 +113,9 @@ class Doctor:
             mode=checked_mode(gradients, (p for one in optimizers for g in one.param_groups for p in g["params"])),
             several=ranks is not None,
         )
+        if trial is not None:
+            # Which loss is derived from the others depends on the clock, and paired runs are compared number by number.
+            self._patient.linearity.derives = False
         due = schedule(every)
         if balance is not None and isinstance(due, Every):
             due = Settling(due.n)
