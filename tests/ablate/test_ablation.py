@@ -31,6 +31,11 @@ def calls(script: Path) -> list[str]:
     return script.with_name("calls.txt").read_text(encoding="utf-8").splitlines()
 
 
+def begun_of(script: Path) -> Counter[str]:
+    """How often each trial was begun, by the name of its folder."""
+    return Counter(Trial(line.split()[0], int(line.split()[1])).name for line in calls(script))
+
+
 def set_up(script: Path, **settings: Any) -> None:
     script.with_suffix(".json").write_text(json.dumps(settings), encoding="utf-8")
 
@@ -89,6 +94,18 @@ def test_without_a_baseline_there_is_nothing_to_compare(script: Path, command: t
         run(command, tmp_path / "home")
     with pytest.raises(UsageError, match=r"(?s)no-such-program"):
         run(("no-such-program",), tmp_path / "other")
+
+
+def test_arms_that_the_script_cannot_have_are_refused_before_any_is_trained(
+    script: Path, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    asked = ["without:kl", "only:flux", "weight:kl*2+lr:z_head*3", "knob:temp=1", "shuffle:cond"]
+    with pytest.raises(UsageError, match="does not have what these arms change") as refused:
+        run(command, tmp_path / "home", arms=asked, seeds=1)
+    assert "losses: flow, kl; heads: all; knobs: none" in str(refused.value)
+    assert "only:flux, lr:z_head*3 (in weight:kl*2+lr:z_head*3), knob:temp=1" in str(refused.value)
+    assert "shuffle" not in str(refused.value), "this one has a condition"
+    assert calls(script) == ["baseline 0 -"]
 
 
 def test_a_folder_belongs_to_one_ablation(command: tuple[str, ...], tmp_path: Path) -> None:
@@ -159,41 +176,32 @@ def test_every_arm_has_a_folder_of_its_own() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGKILL,)], ids=["ended", "killed"])
 def test_killed_it_loses_no_finished_trial(
-    script: Path, command: tuple[str, ...], tmp_path: Path, number: signal.Signals
+    script: Path, command: tuple[str, ...], tmp_path: Path, numbers: tuple[signal.Signals, ...]
 ) -> None:
+    home = tmp_path / "home"
+    asked = [sys.executable, "-m", "lossdoctor", "ablate", "--seeds", "2", "--jobs", "2", "--steps", "40"]
+    asked += ["--lang", "en", "--out", str(home), "--", *command]
+    kept: dict[str, int] = {}
     set_up(script, seconds=0.4)
-    asked = [
-        sys.executable,
-        "-m",
-        "lossdoctor",
-        "ablate",
-        "--seeds",
-        "2",
-        "--jobs",
-        "2",
-        "--steps",
-        "40",
-        "--lang",
-        "en",
-    ]
-    asked += ["--out", str(tmp_path / "home"), "--", *command]
-    first = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob("home/*/trial.json"))) < 3 and time.monotonic() < until:
-        time.sleep(0.05)
-    first.send_signal(number)
-    _, err = first.communicate(timeout=60)
-    assert "Traceback" not in err
-    if number == signal.SIGINT:
-        assert first.returncode == 130, err
-        assert "goes on where this one was" in err
-    kept = {path.parent.name for path in tmp_path.glob("home/*/trial.json")}
+    for number in numbers:
+        first = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 60
+        while len(list(home.glob("*/trial.json"))) < len(kept) + 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        first.send_signal(number)
+        _, err = first.communicate(timeout=60)
+        assert "Traceback" not in err
+        if number != signal.SIGKILL:
+            assert first.returncode == 128 + number, err
+            assert "goes on where this one was" in err
+        done, begun = {path.parent.name for path in home.glob("*/trial.json")}, begun_of(script)
+        assert done > set(kept)
+        kept = {name: begun[name] for name in done}
     set_up(script)
     second = subprocess.run(asked, capture_output=True, text=True, timeout=120)
     assert second.returncode in (0, 1), second.stderr
-    begun = Counter(Trial(line.split()[0], int(line.split()[1])).name for line in calls(script))
-    assert len(kept) >= 3
-    assert all(begun[name] == 1 for name in kept), "what was finished was called once"
-    assert len(list(tmp_path.glob("home/*/trial.json"))) == 12
+    begun = begun_of(script)
+    assert {name: begun[name] for name in kept} == kept, "what was finished is not called again"
+    assert len(list(home.glob("*/trial.json"))) == 12

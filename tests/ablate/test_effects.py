@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lossdoctor.ablate.effects import T_975, Effect, beginning, effect, outcome, sign_flip, t_975
+from lossdoctor.ablate.expectations import Answer
 from lossdoctor.record import Series
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=10)
@@ -97,3 +98,26 @@ def test_the_pairs_needed_are_enough_for_the_spread_seen() -> None:
 def test_where_a_curve_begins_and_ends(values: list[float], first: float, last: float) -> None:
     series = Series(np.arange(len(values)), np.array(values, np.float64))
     assert (beginning(series), outcome(series)) == pytest.approx((first, last), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.05, 0.15, "yes"),
+        (0.001, 0.02, "yes"),
+        (0.001, 0.009, "no"),
+        (-0.01, 0.06, "undecided"),
+        (-0.04, 0.04, "no"),
+        (-0.2, -0.1, "no"),
+        (-math.inf, math.inf, "undecided"),
+    ],
+)
+@pytest.mark.parametrize("up", [True, False])
+def test_what_hardly_moves_is_no_yes(low: float, high: float, verdict: str, up: bool) -> None:
+    """Pairs that are nearly alike leave 0 out of the smallest interval. Sizes here are about 1."""
+    sides = (low, high) if up else (-high, -low)
+    pairs = 3 if math.isfinite(low) else 1
+    assert (
+        Answer("without:kl", "without_kl.mu", "mu/abs_mean", up, Effect(1.0, 1.0, *sides, 0.25, pairs)).verdict
+        == verdict
+    )

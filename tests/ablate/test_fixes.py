@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lossdoctor.ablate.effects import Effect
 from lossdoctor.ablate.fixes import MOST, Proof, arm_of, arms_for, chance, proofs, to_try
+from lossdoctor.ablate.script import Script
 from lossdoctor.arms import BASELINE, parse
 from lossdoctor.cli import main
 from lossdoctor.diagnose import Diagnosis, diagnose
@@ -21,7 +22,7 @@ from lossdoctor.rules import Finding, fixes
 from lossdoctor.rules.finding import say
 from lossdoctor.store import Run, RunWriter
 
-SCRIPT = {"losses": ["flow", "kl"], "heads": ["z_head"], "knobs": ["teacher_temp"]}
+SCRIPT = Script(losses=("flow", "kl"), heads=("z_head",), knobs=("teacher_temp",), conditioned=False)
 WEAK = Finding(
     "GRD102", "weak-gradient", "warning", "suspected", "mechanism", say("skip.withdrawn"), loss="kl",
     fixes=(fixes.scale_weight("kl", 4.0), fixes.edit("copy_ema"), fixes.balance("pcgrad")), confirm="weight:kl*2",
@@ -58,15 +59,17 @@ def test_a_fix_is_an_arm_that_can_be_parsed(fix: fixes.Fix, arm: str | None) -> 
 
 def test_only_what_the_script_has_is_tried() -> None:
     assert arms_for(WEAK, SCRIPT) == ["weight:kl*4", "balance:pcgrad", "weight:kl*2"]
-    assert arms_for(WEAK, {**SCRIPT, "losses": ["flow"]}) == ["balance:pcgrad"]
+    assert arms_for(WEAK, replace(SCRIPT, losses=("flow",))) == ["balance:pcgrad"]
     assert arms_for(replace(WEAK, fixes=(fixes.set_knob("other", 1.0),), confirm="without:kl"), SCRIPT) == []
-    behind_a_knob = {**SCRIPT, "knobs": ["fix.copy_ema"]}
+    behind_a_knob = replace(SCRIPT, knobs=("fix.copy_ema",))
     assert arms_for(WEAK, behind_a_knob) == ["weight:kl*4", "knob:fix.copy_ema=1", "balance:pcgrad", "weight:kl*2"]
     heads = ("a", "b", "c", "d")
     several = replace(
         WEAK, fixes=tuple(map(fixes.set_decay, heads)), confirm="+".join(f"wd:{head}=0" for head in heads)
     )
-    assert arms_for(several, {**SCRIPT, "heads": heads})[0] == "wd:a=0+wd:b=0+wd:c=0+wd:d=0", "all of them at once"
+    assert arms_for(several, replace(SCRIPT, heads=tuple(heads)))[0] == "wd:a=0+wd:b=0+wd:c=0+wd:d=0", (
+        "all of them at once"
+    )
     everywhere = replace(WEAK, fixes=(fixes.scale_rate("all", 0.1), fixes.set_decay("all")), confirm=None)
     assert arms_for(everywhere, SCRIPT) == ["lr:all*0.1"]
 
@@ -102,7 +105,7 @@ def test_a_fix_that_removes_it_everywhere_confirms_it() -> None:
 
 
 def test_an_edit_that_was_tried_is_not_left_to_do_by_hand() -> None:
-    script = {**SCRIPT, "knobs": ["fix.copy_ema"]}
+    script = replace(SCRIPT, knobs=("fix.copy_ema",))
     runs = {
         BASELINE: dict.fromkeys(range(3), diagnosis(WEAK)),
         "knob:fix.copy_ema=1": dict.fromkeys(range(3), diagnosis()),

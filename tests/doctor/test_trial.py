@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 import lossdoctor as ld
 from lossdoctor.errors import UsageError
-from lossdoctor.probe import experiment
+from lossdoctor.probe import experiment, ledger
 from lossdoctor.probe.experiment import shuffled
+from lossdoctor.probe.linearity import Linearity
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +122,32 @@ def test_an_arm_is_the_change_made_by_hand(arm: str, monkeypatch: pytest.MonkeyP
     assert same(got, expected), "every weight, bit for bit"
     assert not same(got, untouched)
     assert seen == rates, "the scheduler goes on with the groups it knows"
+
+
+def test_which_loss_of_a_trial_is_derived_does_not_depend_on_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs are compared number by number."""
+    planned: list[Any] = []
+
+    def plan(self: Linearity, *arguments: Any, made: Callable[..., Any] = Linearity.plan) -> Any:
+        planned.append(made(self, *arguments)[0])
+        return made(self, *arguments)
+
+    def derived(run: str, *paces: float) -> set[str | None]:
+        clock = itertools.accumulate(itertools.cycle(paces))
+        monkeypatch.setattr(ledger, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        planned.clear()
+        train(run=tmp_path / run)
+        return set(planned) - {None}
+
+    monkeypatch.setattr(Linearity, "plan", plan)
+    free = [derived("one", 1.0, 1.0, 1.0, 9.0), derived("other", 1.0, 9.0, 1.0, 1.0)]
+    assert free[0] != free[1], "else there is nothing to be seen here"
+    monkeypatch.setenv("LOSSDOCTOR_ARM", "baseline")
+    trial = [derived("one arm", 1.0, 1.0, 1.0, 9.0), derived("the other", 1.0, 9.0, 1.0, 1.0)]
+    assert trial[0] == trial[1]
+    assert len(trial[0]) == 1
 
 
 def test_the_baseline_is_the_script_itself(monkeypatch: pytest.MonkeyPatch) -> None:

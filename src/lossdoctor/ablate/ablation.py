@@ -11,6 +11,7 @@ from lossdoctor.ablate.effects import Effect, effect, outcomes
 from lossdoctor.ablate.engine import Outcome, Runner, Told
 from lossdoctor.ablate.expectations import Answer, Runs, answers, default_arms
 from lossdoctor.ablate.fixes import MOST, Proof, alarms, arm_of, identity, proofs, to_try
+from lossdoctor.ablate.script import Script
 from lossdoctor.ablate.trial import Plan, Trial, trials
 from lossdoctor.arms import BASELINE, parse
 from lossdoctor.diagnose import diagnose
@@ -22,6 +23,9 @@ from lossdoctor.store import Run
 from lossdoctor.store.plain import plain
 
 SCHEMA = "lossdoctor/effects@1"
+
+Begun = Callable[[str, Sequence[Trial]], None]
+"""Told when a part of an ablation begins: "baseline" or "arms", and its trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,19 @@ def ablate(
     arms: Sequence[str] | None,
     seeds: int,
     tell: Told = lambda outcome: None,
-    begin: Callable[[str, int], None] = lambda phase, trials: None,
+    begin: Begun = lambda phase, trials: None,
 ) -> Ablation:
     """Run an ablation. arms: their texts, the default set when None; the baseline is always among them.
 
-    tell: see `Engine.run`. begin: called with "baseline", then with "arms", and how many trials there are.
-    Raises UsageError for a text that is no arm, a folder of another ablation, and when no baseline could be run: then
-    with the reason.
+    tell: see `Engine.run`. begin: called with "baseline", then with "arms", and the trials of each.
+    Raises UsageError for a text that is no arm, a folder of another ablation, when no baseline could be run: then with
+    the reason, and for arms that the script cannot have, once a baseline has shown what there is.
     """
     wanted = None if arms is None else [str(parse(arm)) for arm in arms]
     work = _Work(plan, engine, seeds, tell, begin)
     first = work.baselines()
+    if wanted is not None:
+        Script.of(first.runs).check(wanted)
     return work.beside(first, default_arms(first.runs) if wanted is None else wanted)
 
 
@@ -115,12 +121,13 @@ class _Work:
     engine: Runner
     seeds: int
     tell: Told
-    begin: Callable[[str, int], None]
+    begin: Begun
 
     def baselines(self) -> _Baselines:
         self.plan.claim()
-        self.begin("baseline", self.seeds)
-        outcomes = self.engine.run(self.plan, trials([BASELINE], self.seeds), self.tell)
+        wanted = trials([BASELINE], self.seeds)
+        self.begin("baseline", wanted)
+        outcomes = self.engine.run(self.plan, wanted, self.tell)
         runs = _runs(self.plan, [BASELINE], self.seeds)[BASELINE]
         if not runs:
             raise UsageError(_no_baseline(self.plan, outcomes))
@@ -129,7 +136,7 @@ class _Work:
     def beside(self, first: _Baselines, arms: Sequence[str]) -> Ablation:
         others = [arm for arm in dict.fromkeys(arms) if arm != BASELINE]
         wanted = trials(others, self.seeds)
-        self.begin("arms", len(wanted))
+        self.begin("arms", wanted)
         failed = _failed(self.engine.run(self.plan, wanted, self.tell))
         runs = {BASELINE: first.runs, **_runs(self.plan, others, self.seeds)}
         told = [run.meta.get("experiment") or {} for run in first.runs.values()]
@@ -166,7 +173,7 @@ def try_fixes(
     findings: int | None = None,
     most: int = MOST,
     tell: Told = lambda outcome: None,
-    begin: Callable[[str, int], None] = lambda phase, trials: None,
+    begin: Begun = lambda phase, trials: None,
 ) -> Cure:
     """Try the fixes of the findings of a run, or of the baselines themselves when None is given.
 
@@ -177,22 +184,13 @@ def try_fixes(
     baseline = {seed: diagnose(own) for seed, own in first.runs.items()}
     sources = list(baseline.values()) if run is None else [diagnose(run)]
     found = list({identity(one): one for source in sources for one in alarms(source)}.values())[:findings]
-    script = _script(first.runs)
+    script = Script.of(first.runs)
     done = work.beside(first, to_try(found, script, most))
     diagnoses = {
         arm: baseline if arm == BASELINE else {seed: diagnose(own) for seed, own in runs.items()}
         for arm, runs in done.runs.items()
     }
     return Cure(done, proofs(found, diagnoses, done.effects, script))
-
-
-def _script(baseline: Runs) -> dict[str, list[str]]:
-    """What the script has, as its baselines noted it."""
-    losses = {name for run in baseline.values() for name in run.meta.get("losses") or {}}
-    losses |= {name.partition("/")[2] for run in baseline.values() for name in run if name.startswith("loss/")}
-    heads = {name for run in baseline.values() for name in run.meta.get("heads") or ()}
-    knobs = {name for run in baseline.values() for name in (run.meta.get("experiment") or {}).get("knobs") or ()}
-    return {"losses": sorted(losses - {"total"}), "heads": sorted(heads), "knobs": sorted(knobs)}
 
 
 def _proof_json(proof: Proof, lang: str) -> dict[str, Any]:

@@ -49,12 +49,14 @@ class Engine(ABC):
     """Runs trials somewhere. jobs: at most so many at once; None, as many as there are devices, one without.
 
     devices: each running trial has one to itself. retries: more attempts for a trial that fails.
+    began: called, from any thread, when a trial has its place and is about to be trained.
     To be used in a with block, whose end lets go of what the engine holds.
     """
 
     jobs: int | None = None
     devices: Sequence[str] = ()
     retries: int = 1
+    began: Callable[[Trial], None] = lambda trial: None
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -117,6 +119,8 @@ class Engine(ABC):
         with alone(plan.home / LOCKS / trial.name):
             if plan.finished(trial) is not None:
                 return Outcome(trial, kept=True)
+            if not self.stopped.is_set():
+                self.began(trial)
             failure: str | None = "stopped"
             for _ in range(1 + self.retries):
                 if self.stopped.is_set() or failure is None:

@@ -16,7 +16,9 @@ Runs = Mapping[int, Run]
 """Seed to run, of one arm."""
 
 NEGLIGIBLE = 0.05
-"""An interval within this share of the size of what is compared is an answer too: nothing happens."""
+"""An interval around 0 within this share of the size of what is compared is an answer too: nothing happens."""
+HARDLY = 0.01
+"""So it is when the interval leaves 0 out, as it does with pairs that are nearly alike, and stays within this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,14 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict:
-        """yes: the interval is on the expected side. no: on the other, or all within what is negligible."""
+        """yes: the interval is on the expected side. no: it is on the other, or within what is negligible."""
         if self.effect is None or self.effect.pairs < 2:
             return "undecided"
         low, high = (self.effect.low, self.effect.high) if self.up else (-self.effect.high, -self.effect.low)
-        small = NEGLIGIBLE * max(abs(self.effect.baseline), abs(self.effect.arm))
+        size = max(abs(self.effect.baseline), abs(self.effect.arm))
         if low > 0:
-            return "yes"
-        return "no" if high < 0 or (high < small and low > -small) else "undecided"
+            return "yes" if high >= HARDLY * size else "no"
+        return "no" if high < 0 or max(high, -low) < NEGLIGIBLE * size else "undecided"
 
 
 def answers(runs: Mapping[str, Runs]) -> list[Answer]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lossdoctor.ablate.effects import Effect
-from lossdoctor.arms import BASELINE, Arm, Change, parse
+from lossdoctor.ablate.script import Script
+from lossdoctor.arms import ALL, BASELINE, Arm, Change, parse
 from lossdoctor.curves import adjusted
 from lossdoctor.diagnose import FALSE_DISCOVERIES, Diagnosis
 from lossdoctor.errors import UsageError
@@ -31,6 +32,8 @@ _NUMBERS = {"scale_weight": ("weight", "*", "factor"), "warm_up_weight": ("warmu
             "scale_rate": ("lr", "*", "factor"), "set_decay": ("wd", "=", "value"),
             "scale_knob": ("knob", "*", "factor"), "set_knob": ("knob", "=", "value")}  # fmt: skip
 """The arm of a fix: its verb, its sign, and the parameter that is its number."""
+_MENDS = {"balance", *(verb for verb, _, _ in _NUMBERS.values())}
+"""Verbs of arms that mend; the others only show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,11 @@ def arm_of(fix: Fix) -> str | None:
     return str(Arm((Change(verb, fix.target, sign, float(fix.params[number])),)))
 
 
-def arms_for(finding: Finding, script: Mapping[str, Iterable[str]]) -> list[str]:
+def arms_for(finding: Finding, script: Script) -> list[str]:
     """The arms to try for a finding: its own fixes, then the one that settles it.
 
     One that joins several of the fixes goes first: a finding about several heads is gone when all are mended.
-    script: what the script has, "losses", "heads" and "knobs"; what it lacks cannot be tried.
+    What the script lacks cannot be tried.
     """
     told = [arm for fix in finding.fixes if (arm := arm_of(fix)) is not None]
     if finding.confirm is not None:
@@ -135,20 +138,18 @@ def arms_for(finding: Finding, script: Mapping[str, Iterable[str]]) -> list[str]
     return [arm for arm in dict.fromkeys(told) if _possible(arm, script)]
 
 
-def _possible(text: str, script: Mapping[str, Iterable[str]]) -> bool:
+def _possible(text: str, script: Script) -> bool:
     try:
         changes = parse(text).changes
     except UsageError:  # many rules are settled by a metric or by a command, not by an arm
         return False
-    there = {"weight": "losses", "warmup": "losses", "lr": "heads", "wd": "heads", "knob": "knobs"}
     return bool(changes) and all(
-        change.verb == "balance"
-        or (change.verb in there and change.target in (*script[there[change.verb]], *(["all"] * (change.verb == "lr"))))
+        change.verb in _MENDS and script.has(change) and (change.verb, change.target) != ("wd", ALL)
         for change in changes
     )
 
 
-def to_try(findings: Sequence[Finding], script: Mapping[str, Iterable[str]], most: int = MOST) -> list[str]:
+def to_try(findings: Sequence[Finding], script: Script, most: int = MOST) -> list[str]:
     """At most so many arms: the first fix of every finding, then the second ones."""
     each = [arms_for(finding, script) for finding in findings]
     deepest = max(map(len, each), default=0)
@@ -165,7 +166,7 @@ def proofs(
     findings: Sequence[Finding],
     diagnoses: Mapping[str, Mapping[int, Diagnosis]],
     effects: Mapping[str, Mapping[str, Effect]],
-    script: Mapping[str, Iterable[str]],
+    script: Script,
 ) -> list[Proof]:
     """What the experiments say of each finding.
 

@@ -140,10 +140,12 @@ class Ray(Engine):
         """Become a guest of a cluster. Raises UsageError when it does not let us in."""
         if self._ray.is_initialized():
             return
-        exits.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        own = signal.getsignal(signal.SIGTERM)
+        exits.callback(signal.signal, signal.SIGTERM, own)
         exits.callback(self._ray.shutdown)
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR")
+            signal.signal(signal.SIGTERM, own)  # Ray's would end the process without ending the trainings first
         except Exception as error:  # Ray raises many kinds, for an address of another form, another version, ...
             raise UsageError(_unreachable(f"{type(error).__name__}: {error}")) from error
 
@@ -154,7 +156,8 @@ class Ray(Engine):
         # Short, since the names of Ray's sockets, which lie in it, may have 107 characters on Linux, 103 elsewhere.
         short = os.environ.get(_PLACE) or ("/tmp" if platform.system() != "Windows" else None)
         home = exits.enter_context(tempfile.TemporaryDirectory(prefix="ld-", dir=short, ignore_cleanup_errors=True))
-        exits.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        own = signal.getsignal(signal.SIGTERM)
+        exits.callback(signal.signal, signal.SIGTERM, own)
         exits.callback(self._ray.shutdown)
         reason = ""
         for _ in range(_TRIES):
@@ -163,6 +166,7 @@ class Ray(Engine):
                     address="local", num_cpus=self.room(10**6), num_gpus=0, include_dashboard=False,
                     log_to_driver=False, logging_level="ERROR", object_store_memory=_STORE, _temp_dir=home,
                 )  # fmt: skip
+                signal.signal(signal.SIGTERM, own)  # as when a cluster is joined
                 return
             except Exception as error:  # on a busy machine it gives up after half a minute
                 reason = f"{type(error).__name__}: {error}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +21,16 @@ from lossdoctor.messages import text
 if TYPE_CHECKING:
     from lossdoctor.ablate.ablation import Ablation, Cure
     from lossdoctor.ablate.engine import Engine, Outcome
-    from lossdoctor.cli.progress import Phases
+    from lossdoctor.ablate.trial import Trial
+    from lossdoctor.cli.board import Board
 
 HOME = Path("runs/ablation")
 PAGE = "ablation.html"
 MEASURED = 20
 """Measured steps of a trial."""
 _USE = "lossdoctor ablate --fixes [--run RUN] -- python train.py"
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+SIGNALLED = 128
+"""Exit codes after a signal, as shells have them: 128 + its number, 130 after Ctrl-C."""
 
 
 @click.command("ablate")
@@ -66,7 +71,7 @@ def command(
     """Its help text is in the message catalogues."""
     from lossdoctor.ablate.ablation import ablate, try_fixes
     from lossdoctor.ablate.trial import Plan
-    from lossdoctor.cli.progress import Counted
+    from lossdoctor.cli.board import Board
     from lossdoctor.report.ablation_text import Answers
     from lossdoctor.report.page import ablation_page
     from lossdoctor.report.page.experiments import ANSWERS
@@ -88,19 +93,21 @@ def command(
     plan = Plan(script, out, steps, max(1, steps // (MEASURED * 2 if fixes else MEASURED)), checkpoint)
     try:
         with (
+            _ended_gently(),
             _engine(engine, jobs, slots, retries) as place,
-            Counted(talk.console(err=form == "json"), talk.lang) as phases,
+            Board(talk.console(err=form == "json"), talk.lang) as board,
         ):
-            teller = _Teller(phases, talk.lang)
+            place.began = board.began
+            teller = _Teller(board, talk.lang)
             told: dict[str, Any] = {"seeds": seeds, "tell": teller.tell, "begin": teller.begin}
             done: Ablation | Cure
             if fixes:
                 done = try_fixes(plan, place, run=origin, **told)
             else:
                 done = ablate(plan, place, arms=None if arms is None else _listed(arms), **told)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         click.echo(text("ablate.stopped", talk.lang), err=True)
-        ctx.exit(INTERRUPTED)
+        ctx.exit(SIGNALLED + (stopped.args[0] if stopped.args else signal.SIGINT))
     found = done.as_json(talk.lang)
     answer = json.dumps(found, ensure_ascii=False, indent=2)
     written(out / ANSWERS, answer)
@@ -123,22 +130,46 @@ def command(
 class _Teller:
     """Shows how far the trials are, and those that fail."""
 
-    phases: Phases
+    board: Board
     lang: str
     phase: tuple[str, int] = ("", 0)
     done: int = 0
 
-    def begin(self, phase: str, trials: int) -> None:
-        self.phase, self.done = (phase, trials), 0
+    def begin(self, phase: str, trials: Sequence[Trial]) -> None:
+        self.phase, self.done = (phase, len(trials)), 0
+        self.board.expect(trials)
         if trials:
-            self.phases.at(phase, 0, trials)
+            self.board.at(phase, 0, len(trials))
 
     def tell(self, outcome: Outcome) -> None:
+        trial = outcome.trial
+        self.board.ended(trial, whole=outcome.failure is None)
         if outcome.failure is not None:
-            trial = outcome.trial
-            self.phases.say(text("ablate.failed", self.lang, arm=trial.arm, seed=trial.seed, reason=outcome.failure))
+            self.board.say(text("ablate.failed", self.lang, arm=trial.arm, seed=trial.seed, reason=outcome.failure))
         self.done += 1
-        self.phases.at(self.phase[0], self.done, self.phase[1])
+        self.board.at(self.phase[0], self.done, self.phase[1])
+
+
+@contextlib.contextmanager
+def _ended_gently() -> Iterator[None]:
+    """A closed terminal, and what ends jobs on a cluster, do what Ctrl-C does: no training is left behind.
+
+    A signal that somebody has already taken or turned off, as nohup does, is left alone.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    here = threading.current_thread() is threading.main_thread()
+    taken = [number for number in wanted if here and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _engine(name: str, *how: Any) -> Engine:

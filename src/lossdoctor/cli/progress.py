@@ -28,7 +28,7 @@ class Phases:
         self._console = console
         self._lang = lang
         self._clock = clock
-        self._view: _Bars | _Lines = _Bars(console, lang) if console.is_terminal else _Lines(console, lang, clock)
+        self._view: Bars | _Lines = self._bars() if console.is_terminal else _Lines(console, lang, clock)
         self._phase: tuple[str, int] | None = None
         self._began = 0.0
 
@@ -59,6 +59,9 @@ class Phases:
         """A sentence above the bars, or in the log."""
         self._console.print(Text(sentence), soft_wrap=True)
 
+    def _bars(self) -> Bars:
+        return Bars(self._console, self._lang)
+
     def _speed(self, rate: float | None, left: float | None) -> str:
         if rate is None or left is None:
             return ""
@@ -82,10 +85,13 @@ class Counted(Phases):
         return text("progress.left", self._lang, left=duration(left, self._lang)) if left else ""
 
 
-class _Bars(Progress):
-    """One bar per phase, the newest losses in a line below."""
+class Bars(Progress):
+    """One bar per phase, the newest losses in a line below. above: what else is to be seen, drawn anew each time."""
 
-    def __init__(self, console: Console, lang: str) -> None:
+    def __init__(
+        self, console: Console, lang: str, *, above: Callable[[], Iterable[RenderableType]] = lambda: ()
+    ) -> None:
+        self._above = above
         self._values: Mapping[str, float] = {}
         self._task: TaskID | None = None
         super().__init__(
@@ -97,7 +103,8 @@ class _Bars(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bars, and the losses while there are any."""
+        """What is above, the bars, and the losses while there are any."""
+        yield from self._above()
         yield from super().get_renderables()
         if self._values:
             yield Text(_told(self._values), style="dim")

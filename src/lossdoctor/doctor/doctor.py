@@ -113,6 +113,8 @@ class Doctor:
             mode=checked_mode(gradients, (p for one in optimizers for g in one.param_groups for p in g["params"])),
             several=ranks is not None,
         )
+        if trial is not None:
+            self._patient.linearity.steady = True  # paired runs are compared number by number
         due = schedule(every)
         if balance is not None and isinstance(due, Every):
             due = Settling(due.n)

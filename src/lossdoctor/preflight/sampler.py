@@ -1,8 +1,9 @@
 """Does the user's own sampler reach z1, with the exact field in place of the network? If not: why not.
 
 The sampler is called with 8, 16 and 32 steps, where nothing known explains it also with 64 and 128. Where it ends is
-compared with where sound methods end, and with every known mistake (`mistakes`). The one that reproduces its end points
-at all numbers of steps is named.
+compared with where sound methods end, and with every known mistake (`mistakes`), on even steps and on those it takes
+itself (`grids`). The one that reproduces its end points at all numbers of steps is named. Where none does, mistakes are
+taken back one by one (`undone`).
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lossdoctor.flow.solvers import observed_order
 from lossdoctor.preflight.answers import Answers, all_clear, all_skipped, only
-from lossdoctor.preflight.given import Failed, Given
-from lossdoctor.preflight.mistakes import Mistake, mistakes, sound
+from lossdoctor.preflight.given import Given
+from lossdoctor.preflight.grids import rulers, stuck, two_grids
+from lossdoctor.preflight.mistakes import EVEN, Mistake, Ruler, mistakes, sound
 from lossdoctor.preflight.standin import Problem, few
-from lossdoctor.preflight.training import Kind, read
+from lossdoctor.preflight.training import read
 from lossdoctor.preflight.trial import COUNTS, Bench, Trial
+from lossdoctor.preflight.undone import MORE, converges, errors_of, order, undone
 from lossdoctor.rules.finding import Cause, Certainty, Evidence, Finding, Fix, Severity, say
 from lossdoctor.rules.fixes import edit
 from lossdoctor.rules.smp501_endpoint_not_improving import EndpointNotImproving
@@ -35,17 +37,17 @@ from lossdoctor.rules.vel407_off_scale_latent import SCALES
 RULES = (EndpointNotImproving, WrongOrder, EndpointOffScale, MissingPathDerivative, InferenceFieldDiffers)
 NEEDS = ("sampler", "z0", "z1")
 
-MORE = (64, 128)
 SAME = 2e-3
 """Distance from a reference, relative to the way to go, that is rounding: 1e-6 in float32, 1e-3 for a sampler that
 works in half precision. The smallest mistake, Heun without its predictor on a curved path, is at 0.012."""
 EXPLAINED = 0.02
 """The same relative to what is to be explained, for a known mistake. The nearest other one leaves
 0.024 on all three paths; a mistake integrated the same way leaves rounding."""
-REACHED = 0.1
-"""Error after 128 steps under which a method that matches none of the references has converged; Euler leaves 0.028."""
-FALLING = 0.7
-"""Observed order from which on a method converges; Euler has 0.93 on all three paths."""
+SHORT = 0.02
+"""By how much the steps may add up to something else than the whole way, how far from z1 a sampler may stop, and by how
+much that may look like another scale: some leave out a little of time at its ends."""
+STEP = 5e-3
+"""By how much that sum may differ from N/(N - 1): (N + 1)/N is 0.018 away with 8 steps."""
 _ROUNDING = 1e-5  # of float32 over 32 steps: nothing can be nearer
 
 _BY_CODE = {rule.code: rule for rule in RULES}
@@ -62,10 +64,10 @@ def ask(given: Given) -> Answers:
     problem = bench.problem
     if problem.size <= 1e-4 * float(given.z1.abs().max().clamp(min=1e-12)):
         return all_skipped(RULES, say("preflight.sampler.no_way", size=problem.size))
-    if bench.random():
-        return all_skipped(RULES, say("preflight.sampler.random"), say("preflight.sampler.random.todo"))
     if bench.unit is None:
         return only(RULES, _off_time(bench))
+    if bench.random():
+        return all_skipped(RULES, say("preflight.sampler.random"), say("preflight.sampler.random.todo"))
     trial = bench.run(COUNTS)
     if (lost := _condition_lost(given, trial)) is not None:
         return only(RULES, lost)
@@ -115,37 +117,68 @@ def _lost(given: Given, cond: Any) -> bool:
 
 
 def _judged(bench: Bench, trial: Trial) -> Finding | None:
-    given, problem = bench.given, bench.problem
-    small = problem.few()
-    errors = _errors(problem, trial.ends)
+    problem, small = bench.problem, bench.problem.few()
+    errors = errors_of(problem, trial.ends)
     if max(errors.values()) <= SAME:
         return None
-    right = _best(small, trial.ends, list(sound()))
+    grids = [EVEN, *rulers(trial)]
+    right = _best(small, trial.ends, [one for ruler in grids for one in sound(ruler)])
     if right.far <= SAME:
         return _midpoint_time(trial, right.mistake, errors)
+    slopes = _slopes(trial)
+    for ruler in grids:
+        wrong = _best(small, trial.ends, list(mistakes(slopes, bench.given.latent_scale, ruler)))
+        if wrong.far <= EXPLAINED * max(right.far, SAME) or wrong.far <= SAME:
+            return _named(wrong.mistake, errors, wrong.far, right.far)
+    way = bench.way()
+    if way is not None and max(way.values()) - min(way.values()) <= 0.01 * abs(way[COUNTS[0]]):
+        # The same part of the way whatever the number of steps: a constant factor, if anything.
+        slopes, way = [*slopes, sum(way.values()) / len(way)], None
+    if (apart := _off_grid(way, trial, errors)) is not None:
+        return apart
+    if (scale := _output_scale(small, trial.ends, grids)) is not None:
+        return _scaled(bench.given, scale, errors)
     unexplained = {n: float((few(trial.ends[n]) - small.z1).square().mean().sqrt()) / small.size for n in COUNTS}
-    wrong = _best(small, trial.ends, list(mistakes(_slopes(trial), given.latent_scale)))
-    if wrong.far <= EXPLAINED * max(right.far, SAME) or wrong.far <= SAME:
-        return _named(wrong.mistake, errors, wrong.far, right.far)
-    if (scale := _output_scale(small, trial.ends)) is not None:
-        return _scaled(given, scale, errors)
-    kind = _other_kind(bench)
-    if kind is not None:
-        return _finding("SMP506", "inference-formula", f"preflight.sampler.kind.{kind}", {}, _proof(errors))
-    more = bench.run(MORE)
-    errors |= _errors(problem, more.ends)
-    order = _order(errors)
-    if errors[MORE[-1]] <= REACHED and order >= FALLING and _as_good(small, unexplained):
+    errors |= errors_of(problem, bench.run(MORE).ends)
+    if max(errors[n] for n in MORE) <= SHORT or (converges(errors) and _as_good(small, unexplained)):
         return None
-    if order >= FALLING and errors[MORE[-1]] <= REACHED:
+    if (back := undone(bench, slopes)) is not None:
+        return _finding(back.code, back.cause, back.sentence, back.params, _proof(errors))
+    if converges(errors):
+        told = {"first": errors[COUNTS[0]], "order": order(errors)}
         return _finding(
-            "SMP502", "sampler-grid", "preflight.sampler.worse", {"first": errors[COUNTS[0]], "order": order},
-            _proof(errors, order), certainty="suspected", severity="warning",
+            "SMP502", "sampler-grid", "preflight.sampler.worse", told, _proof(errors, order(errors)),
+            certainty="suspected", severity="warning",
         )  # fmt: skip
-    told = {"first": errors[COUNTS[0]], "last": errors[MORE[-1]], "few": COUNTS[0], "many": MORE[-1], "order": order}
+    told = {
+        "first": errors[COUNTS[0]], "last": errors[MORE[-1]], "few": COUNTS[0], "many": MORE[-1], "order": order(errors)
+    }  # fmt: skip
     return _finding(
-        "SMP501", "inference-formula", "preflight.sampler.unknown", told, _proof(errors, order), certainty="likely"
-    )
+        "SMP501", "inference-formula", "preflight.sampler.unknown", told, _proof(errors, order(errors)),
+        certainty="likely",
+    )  # fmt: skip
+
+
+def _off_grid(way: Mapping[int, float] | None, trial: Trial, errors: Mapping[int, float]) -> Finding | None:
+    """What the calls and steps themselves say, whatever the method: that nothing is passed on, that they are no whole
+    way, or that times and steps do not belong together."""
+    state, time = stuck(trial)
+    if state:
+        return _finding("SMP502", "sampler-state", "preflight.sampler.state.initial", {}, _proof(errors))
+    if time is not None:
+        return _finding("SMP506", "inference-time", "preflight.sampler.state.one", {"t": time}, _proof(errors))
+    if way is not None and all(abs(part - 1) > SHORT for part in way.values()):
+        told = {"few": COUNTS[0], "total": way[COUNTS[0]]}
+        over, short = (
+            all(abs(part - one / other) <= STEP for part, one, other in parts)
+            for parts in ([(p, n, n - 1) for n, p in way.items()], [(p, n - 1, n) for n, p in way.items()])
+        )
+        sentence = "preflight.sampler.way" + (".over" if over else ".short" if short else "")
+        return _finding("SMP502", "sampler-grid", sentence, told, _proof(errors))
+    if (apart := two_grids(trial)) is not None:
+        told = {"few": COUNTS[0], "reached": apart[0], "asked": apart[1]}
+        return _finding("SMP502", "sampler-grid", "preflight.sampler.grid.two", told, _proof(errors))
+    return None
 
 
 @dataclass(frozen=True)
@@ -174,15 +207,6 @@ def _best(problem: Problem, ends: Mapping[int, Tensor], candidates: Sequence[Mis
     return best
 
 
-def _errors(problem: Problem, ends: Mapping[int, Tensor]) -> dict[int, float]:
-    return {n: float((end - problem.z1).square().mean().sqrt()) / problem.size for n, end in ends.items()}
-
-
-def _order(errors: Mapping[int, float]) -> float:
-    counts = sorted(errors)[-3:]
-    return float(observed_order([max(errors[n], 1e-9) for n in counts], counts))
-
-
 def _slopes(trial: Trial) -> list[float]:
     """By which factor the sampler's steps are longer than the velocity it got, as its own calls show."""
     found = []
@@ -208,9 +232,9 @@ def _as_good(problem: Problem, errors: Mapping[int, float]) -> bool:
     return errors[n] <= 3 * far
 
 
-def _output_scale(problem: Problem, ends: Mapping[int, Tensor]) -> float | None:
+def _output_scale(problem: Problem, ends: Mapping[int, Tensor], grids: Sequence[Ruler]) -> float | None:
     """The constant that a sound method's end points are multiplied with, if there is one."""
-    for one in sound():
+    for one in (one for ruler in grids for one in sound(ruler)):
         if one.rank:
             continue
         scales = []
@@ -222,25 +246,8 @@ def _output_scale(problem: Problem, ends: Mapping[int, Tensor]) -> float | None:
                 break
             scales.append(scale)
         if len(scales) == len(COUNTS) and max(scales) - min(scales) <= 0.01 * abs(scales[0]):
-            return sum(scales) / len(scales)
-    return None
-
-
-def _other_kind(bench: Bench) -> str | None:
-    """With which other prediction in the network's place the sampler would be right."""
-    training = bench.training
-    kinds: tuple[Kind, ...] = ("velocity", "negative", "data", "source", "straight")
-    for kind in kinds:
-        linear = training.path is not None and training.path.name == "linear"
-        if kind == training.kind or (kind == "straight" and linear):
-            continue
-        try:
-            other = Bench.of(bench.given, replace(training, kind=kind))
-            errors = _errors(other.problem, other.run((*COUNTS, *MORE)).ends)
-        except Failed:
-            continue
-        if errors[MORE[-1]] <= REACHED and (_order(errors) >= FALLING or errors[MORE[-1]] <= SAME):
-            return kind
+            mean = sum(scales) / len(scales)
+            return mean if abs(mean - 1) > SHORT else None
     return None
 
 
@@ -256,15 +263,14 @@ def _midpoint_time(trial: Trial, method: Mistake, errors: Mapping[int, float]) -
         "SMP502",
         "sampler-state",
         "preflight.sampler.midpoint_time",
-        {"order": _order(errors)},
-        _proof(errors, _order(errors)),
+        {"order": order(errors)},
+        _proof(errors, order(errors)),
         severity="warning" if paid else "info",
     )
 
 
 def _named(mistake: Mistake, errors: Mapping[int, float], far: float, right: float) -> Finding:
-    order = _order(errors)
-    evidence = (*_proof(errors, order), Evidence("preflight/sampler_unexplained", far, right))
+    evidence = (*_proof(errors, order(errors)), Evidence("preflight/sampler_unexplained", far, right))
     return _finding(mistake.code, mistake.cause, mistake.sentence, {**mistake.params}, evidence)
 
 
@@ -280,11 +286,11 @@ def _scaled(given: Given, scale: float, errors: Mapping[int, float]) -> Finding:
     )
 
 
-def _proof(errors: Mapping[int, float], order: float | None = None) -> tuple[Evidence, ...]:
+def _proof(errors: Mapping[int, float], falls: float | None = None) -> tuple[Evidence, ...]:
     counts = sorted(errors)
     found = [Evidence(f"preflight/sampler_error@{n}", errors[n], None) for n in (counts[0], counts[-1])]
-    if order is not None:
-        found.append(Evidence("preflight/sampler_order", order, None))
+    if falls is not None:
+        found.append(Evidence("preflight/sampler_order", falls, None))
     return tuple(found)
 
 

@@ -96,13 +96,17 @@ class StandIn:
     """`velocity(x, t, cond)`: what a perfect network says. Records how it was called.
 
     t_source, unit: the user's time is `unit` times one that has the source at t_source. training: what a network of
-    this training says, in place of the velocity.
+    this training says, in place of the velocity. turned: it answers for time 1 - t. handed: it answers for x over this
+    number. flat: whatever x and t are, it says what is true on the way straight to z1.
     """
 
     problem: Problem
     training: Training
     t_source: float
     unit: float = 1.0
+    turned: bool = False
+    handed: float = 1.0
+    flat: bool = False
     calls: list[Call] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None, *_: Any, **__: Any) -> Tensor:
@@ -124,13 +128,13 @@ class StandIn:
             repeat = (times, *(1,) * (rows.ndim - 1))
             z0, z1, aside = (one.repeat(repeat) for one in (problem.z0, problem.z1, problem.aside))
             problem = Problem(problem.path, z0, z1, aside, problem.size)
-        state = x.detach().to(rows)
+        state = x.detach().to(rows) / self.handed
         user = self._time(t, state)
         source = user / self.unit
-        source = source if self.t_source == 0.0 else 1 - source
-        slope = problem.slope(state, source)
+        source = source if (self.t_source == 0.0) != self.turned else 1 - source
+        slope = problem.z1 - problem.z0 if self.flat else problem.slope(state, source)
         self.calls.append(Call(float(user.flatten()[0]), cond, few(state[: len(rows)]), few(slope[: len(rows)])))
-        return self._said(problem, state, source).to(x.dtype)
+        return self._said(problem, state, source, slope).to(x.dtype)
 
     def _time(self, t: Any, x: Tensor) -> Tensor:
         times: Tensor = torch.as_tensor(t, device=x.device).to(x.dtype)
@@ -148,18 +152,11 @@ class StandIn:
             )
         return times.reshape(-1, *ones)
 
-    def _said(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
+    def _said(self, problem: Problem, x: Tensor, t: Tensor, slope: Tensor) -> Tensor:
         sign = 1.0 if self.t_source == 0.0 else -1.0
-        match self.training.kind:
-            case "negative":
-                return -sign * problem.slope(x, t)
-            case "scaled":
-                return self.training.factor * sign * problem.slope(x, t)
-            case "straight":
-                source, data = problem.ends(problem.slope, x, t)
-                return sign * (data - source)
-            case "data":
-                return problem.ends(problem.slope, x, t)[1]
-            case "source":
-                return problem.ends(problem.slope, x, t)[0]
-        return sign * problem.slope(x, t)
+        kind = self.training.kind
+        if kind in ("data", "source", "straight"):
+            source, data = (problem.z0, problem.z1) if self.flat else problem.ends(problem.slope, x, t)
+            return data if kind == "data" else source if kind == "source" else sign * (data - source)
+        factor = {"negative": -1.0, "scaled": self.training.factor}.get(kind, 1.0)
+        return factor * sign * slope

@@ -102,8 +102,9 @@ class Answers:
         return Text(text(f"ablate.verdict.{verdict}", self._lang), style=_STYLES[verdict])
 
     def _effects(self) -> Iterator[RenderableType]:
-        rows = self._table("arm")
-        rows.add_column(text("column.metric", self._lang), no_wrap=True)
+        rows = self._table()
+        both = (text(name, self._lang) for name in ("ablate.column.arm", "column.metric"))
+        rows.add_column(" / ".join(both), overflow="fold")
         for column in ("baseline", "difference", "interval"):
             rows.add_column(text(f"ablate.column.{column}", self._lang), justify="right", no_wrap=True)
         more = 0
@@ -112,12 +113,13 @@ class Answers:
                 continue
             told = list(arm["effects"].items()) if self._verbose else largest(arm["effects"])
             more += 0 if self._verbose else max(0, len(told) - SHOWN)
-            for i, (name, effect) in enumerate(told if self._verbose else told[:SHOWN]):
+            if told:
+                rows.add_row(Text(visible(arm["arm"]), style="bold"))
+            for name, effect in told if self._verbose else told[:SHOWN]:
                 low, high = effect["low"], effect["high"]
                 between = "" if low is None else f"{number(low, digits=2)} .. {number(high, digits=2)}"
                 middle = f"{'+' if effect['difference'] > 0 else ''}{number(effect['difference'])}"
-                label = Text("" if i else visible(arm["arm"]))
-                rows.add_row(label, Text(visible(name)), number(effect["baseline"]), middle, between)
+                rows.add_row(Text(f"  {visible(name)}"), number(effect["baseline"]), middle, between)
         yield rows if rows.row_count else Text(text("ablate.no_effects", self._lang), style="dim")
         if more:
             yield Text(text("ablate.more", self._lang, n=more), style="dim")
