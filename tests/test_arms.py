@@ -81,3 +81,11 @@ def test_a_warm_up_rises_to_the_own_weight_and_stays_there() -> None:
 def test_the_baseline_changes_nothing() -> None:
     assert parse("baseline") == Arm()
     assert str(Arm()) == arms.BASELINE
+
+
+def test_a_balancer_of_another_name_is_refused_with_those_there_are() -> None:
+    from lossdoctor.treat import BALANCERS
+
+    assert tuple(BALANCERS) == arms.BALANCERS
+    with pytest.raises(UsageError, match="config, cosine, gradnorm, pcgrad, ratio"):
+        parse("balance:magic")

@@ -27,6 +27,8 @@ ALL = "all"
 """The head that stands for all parameters."""
 SCALED = ("weight", "lr", "wd", "knob")
 """Verbs that multiply (`*`) or set (`=`) a number."""
+BALANCERS = ("config", "cosine", "gradnorm", "pcgrad", "ratio")
+"""What `balance:` can name: the balancers of `lossdoctor.treat`, which a check of an arm need not load."""
 NAMED = ("only", "without", "shuffle", "balance")
 VERBS = (BASELINE, *NAMED, *SCALED, "warmup")
 
@@ -91,6 +93,8 @@ def _change(part: str, whole: str) -> Change | None:
     if verb in NAMED:
         if verb == "shuffle" and rest != "cond":
             raise UsageError(_unknown(part, whole))
+        if verb == "balance" and rest not in BALANCERS:
+            raise UsageError(mismatch(f"{part!r} names no balancer", ", ".join(BALANCERS), repr(rest), "use one of these"))
         return Change(verb, rest)
     matched = _NUMBER.fullmatch(rest)
     value = _number(matched["value"]) if matched else math.nan

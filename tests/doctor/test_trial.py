@@ -207,7 +207,7 @@ UNKNOWN = {
     "lr:z_head*2": r"no heads of that name.*a_head, all, b_head",
     "wd:c=0": r"no heads of that name",
     "knob:temp=1": r"no knobs of that name.*w_b",
-    "balance:magic": "balance= names a balancer",
+    "balance:magic": "names no balancer",
     "nonsense": "is no arm",
 }
 
