@@ -147,8 +147,11 @@ def frame(app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree
             context[way] = None
     if not chinese:
         return
-    (listed,) = app.env.get_doctree("zh-CN/index").findall(toctree)
-    pages = TocTree(app.env).resolve(page, app.builder, listed, titles_only=True, includehidden=True)
+    groups = app.env.get_doctree("zh-CN/index").findall(toctree)
+    tree = TocTree(app.env)
+    pages, *more = (tree.resolve(page, app.builder, one, titles_only=True, includehidden=True) for one in groups)
+    for one in more:
+        pages += one.children
     context["furo_navigation_tree"] = get_navigation_tree(app.builder.render_partial(pages)["fragment"])
     context |= {"language": "zh-CN", "master_doc": "zh-CN/index", "docstitle": f"{project} {release} 文档"}
 

@@ -94,7 +94,9 @@ def _change(part: str, whole: str) -> Change | None:
         if verb == "shuffle" and rest != "cond":
             raise UsageError(_unknown(part, whole))
         if verb == "balance" and rest not in BALANCERS:
-            raise UsageError(mismatch(f"{part!r} names no balancer", ", ".join(BALANCERS), repr(rest), "use one of these"))
+            raise UsageError(
+                mismatch(f"{part!r} names no balancer", ", ".join(BALANCERS), repr(rest), "use one of these")
+            )
         return Change(verb, rest)
     matched = _NUMBER.fullmatch(rest)
     value = _number(matched["value"]) if matched else math.nan

@@ -15,6 +15,7 @@ from syrupy.assertion import SnapshotAssertion
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.report.verdict import DOCUMENTS
 from lossdoctor.report.verdict.text import Verdict
+from lossdoctor.report.verdict.wording import confirmation
 from lossdoctor.rules import RULES
 from lossdoctor.rules.finding import Cause, Evidence, Finding, Message, Skipped, say
 from lossdoctor.rules.fixes import ablate, scale_weight, warm_up_weight
@@ -143,3 +144,17 @@ def test_markdown_shows_names_as_they_are() -> None:
     told = DOCUMENTS["markdown"]([diagnosis(one)], "en")
     assert "\\<b\\>\\*a\\*\\|\\`x\\`" in told
     assert "a\\|b\\_c" in told
+
+
+@pytest.mark.parametrize(
+    ("confirm", "told"),
+    [
+        ("weight:dino*4", "lossdoctor ablate --arms 'weight:dino*4' -- python train.py"),
+        ("without:kl", "lossdoctor ablate --arms without:kl -- python train.py"),
+        ("kl/ratio", "see where kl/ratio goes after the change"),
+        ("lossdoctor preflight", "lossdoctor preflight"),
+        (None, ""),
+    ],
+)
+def test_how_to_make_sure_is_something_to_do(confirm: str | None, told: str) -> None:
+    assert confirmation(replace(finding(), confirm=confirm), "en") == told

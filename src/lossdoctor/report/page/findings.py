@@ -10,7 +10,7 @@ import numpy as np
 
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.report.page.markup import each_language, element, escaped, say, table
-from lossdoctor.report.verdict.wording import follows, proof, subject
+from lossdoctor.report.verdict.wording import confirmation, follows, proof, subject
 from lossdoctor.rules import Evidence, Finding
 from lossdoctor.store import Run
 
@@ -70,7 +70,7 @@ def _words(finding: Finding) -> Iterator[str]:
     proofs = [each_language(lambda lang, one=one: proof(one, lang)) for one in finding.evidence]  # type: ignore[misc]
     causes = [each_language(cause.message.text) for cause in finding.causes]
     fixes = [each_language(fix.message.text) for fix in finding.fixes]
-    confirm = [element("code", escaped(finding.confirm))] if finding.confirm else []
+    confirm = [each_language(lambda lang: confirmation(finding, lang))] if finding.confirm else []
     for label, lines, ordered in (
         ("evidence", proofs, "ul"),
         ("cause", causes, "ol"),

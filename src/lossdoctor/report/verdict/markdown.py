@@ -9,7 +9,7 @@ from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
 from lossdoctor.report.receipts import COLUMNS, rows, stopped
 from lossdoctor.report.receipts import headline as headline_of
-from lossdoctor.report.verdict.wording import extent, follows, headline, proof, subject
+from lossdoctor.report.verdict.wording import confirmation, extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
 from lossdoctor.rules import Finding
 from lossdoctor.rules.receipts import Treated
@@ -63,7 +63,7 @@ def _group(place: int, group: tuple[Finding, ...], lang: str) -> Iterator[str]:
         ("evidence", [proof(evidence, lang) for evidence in leader.evidence]),
         ("cause", [cause.message.text(lang) for cause in leader.causes]),
         ("try", [fix.message.text(lang) for fix in leader.fixes]),
-        ("confirm", [leader.confirm] if leader.confirm else []),
+        ("confirm", [how] if (how := confirmation(leader, lang)) else []),
     ):
         if told:
             yield from (f"**{text(f'check.{label}', lang)}**", "")

@@ -13,7 +13,7 @@ from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
 from lossdoctor.report.receipts import COLUMNS, rows, stopped
 from lossdoctor.report.receipts import headline as headline_of
-from lossdoctor.report.verdict.wording import extent, follows, headline, proof, subject
+from lossdoctor.report.verdict.wording import confirmation, extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
 from lossdoctor.rules import Finding
 from lossdoctor.rules.receipts import Treated
@@ -82,8 +82,8 @@ class Verdict:
             yield "" if place else "cause", cause.message.text(lang)
         for place, fix in enumerate(finding.fixes[: None if self._verbose else 2]):
             yield "" if place else "try", fix.message.text(lang)
-        if finding.confirm and self._verbose:
-            yield "confirm", finding.confirm
+        if self._verbose and (how := confirmation(finding, lang)):
+            yield "confirm", how
 
     def _treated(self, treated: Treated) -> Iterator[RenderableType]:
         """The receipts of a balancer, the last ones where there are many."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from lossdoctor.arms import parse
 from lossdoctor.diagnose import Diagnosis
+from lossdoctor.errors import UsageError
+from lossdoctor.keys import describe
 from lossdoctor.messages import text
 from lossdoctor.report.wording import number, visible
 from lossdoctor.rules import Evidence, Finding
@@ -46,6 +50,18 @@ def proof(evidence: Evidence, lang: str) -> str:
     if evidence.first_step is not None and evidence.last_step is not None:
         told += ", " + text("check.steps", lang, first=f"{evidence.first_step:,}", last=f"{evidence.last_step:,}")
     return told
+
+
+def confirmation(finding: Finding, lang: str) -> str:
+    """How to make sure: an experiment as a command, a metric as what to look at; empty where the rule names nothing."""
+    told = finding.confirm or ""
+    if describe(told) is not None:
+        return text("check.confirm.metric", lang, metric=told)
+    try:
+        parse(told)
+    except UsageError:
+        return visible(told)
+    return f"lossdoctor ablate --arms {shlex.quote(told)} -- python train.py"
 
 
 def follows(followers: Sequence[Finding], lang: str) -> str:
