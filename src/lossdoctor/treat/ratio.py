@@ -39,14 +39,13 @@ class RatioController(Balancer):
     five times above its band is put into it before the first step is taken, by any factor.
 
     Inside its band a loss is left alone; one that is outside by the running mean and by the last measurement too, on
-    the same side, is moved to the band's geometric middle, and on until it has crossed it (see `WayBack`). Not raised
-    is a loss that comes near by itself, or the KL of a posterior that knows less than a nat of its sample: at its prior
-    it has no gradient, and should not be held there. Whether such a KL is too strong is judged as if the posterior knew
-    a nat, and what is waited for longer than ten measurements is told (`Advice.waits`).
-    Raises that the ratio does not follow are taken back, and that loss is only lowered from then on. It stops, and says
-    why, when a loss has no gradient, stays at its limit, or stays below its band after that. A loss that shares no
-    parameter with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that
-    cannot be.
+    the same side, is moved to the band's geometric middle; a lowered one on until it has crossed it (`WayBack`). Not
+    raised is a loss that comes near by itself, or the KL of a posterior that knows less than a nat of its sample: at
+    its prior it has no gradient, and should not be held there. Whether such a KL is too strong is judged as if the
+    posterior knew a nat, and what is waited for longer than ten measurements is told (`Advice.waits`). Raises that the
+    ratio does not follow are taken back, and that loss is only lowered from then on. It stops, and says why, when a
+    loss has no gradient, stays at its limit, or stays below its band after that. A loss that shares no parameter with
+    the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
@@ -212,7 +211,8 @@ class RatioController(Balancer):
             self._count(name, reason("at_limit", loss=name, factor=factor))
             return factor
         self._stuck.pop(name, None)
-        self._ways[name] = way if way is not None and place.inside else WayBack(down=wanted < 1)
+        if wanted < 1:
+            self._ways[name] = way if way is not None and place.inside else WayBack()
         return moved
 
     def _in_vain(self, name: str, ratio: float, factor: float) -> tuple[float, str] | None:

@@ -1,4 +1,4 @@
-"""A loss that has left its band, until it is back in the middle of it."""
+"""A loss that was too strong, until it is back in the middle of its band."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ ARRIVED = 3
 
 @dataclass(slots=True)
 class WayBack:
-    """down: whether it was too strong. arrived: measurements in a row at the middle or beyond it.
+    """arrived: measurements in a row at the middle or below it.
 
-    Where a ratio hardly follows its weight, a wide band is entered long before the weight is right: that of a KL at
-    three times its weight may be inside. So what was outside is moved on in the same direction until it has crossed
-    the middle, and left alone afterwards, wherever in its band it is.
+    What is held down pulls as hard as what holds it, so a ratio hardly follows a weight that is too large, and a wide
+    band is entered long before the weight is right: a KL at three times its weight may be inside. So what was above
+    its band is lowered until it has crossed the middle, and left alone afterwards, wherever in its band it is.
     """
 
-    down: bool
     arrived: int = 0
 
     def goes_on(self, place: Place) -> bool:
-        """Whether both ratios are still on the side of the middle that it comes from."""
-        sides = (place.mean, place.last)
-        ahead = min(sides) > place.middle if self.down else max(sides) < place.middle
-        self.arrived = 0 if ahead else self.arrived + 1
-        return ahead
+        """Whether it is still above the middle, by the mean and by the last measurement."""
+        above = min(place.mean, place.last) > place.middle
+        self.arrived = 0 if above else self.arrived + 1
+        return above
 
     @property
     def over(self) -> bool:
