@@ -359,8 +359,8 @@ Every weight of the noise-to-data program at 1/100 to 100 times its value (evenl
 ## Bands that cannot be reached
 
 The controller stops, says why in an event `balance_stopped`, and training goes on. It only waits for a KL that it may
-not raise, as its posterior is at its prior: an event `balance_waits` says so after ten measurements, and a run that ends
-like this shows it. On the joint program:
+not raise, as its posterior is at its prior: an event `balance_waits` says so after ten measurements, and a run that
+ends like this shows it. On the joint program:
 
 {impossible(ledger)}
 
