@@ -184,6 +184,33 @@ class Greedy(Balancer):
         return Advice({**dict.fromkeys(seen.names, 1.0), "flow": 5.0 if seen.step < 5 else 50.0}, {})
 
 
+@dataclass(slots=True)
+class Patient(Balancer):
+    """Waits for a loss from step 3 to step 5, and from step 8 on."""
+
+    name: str = "patient"
+
+    def advise(self, seen: Measured, factors: Mapping[str, float]) -> Advice:
+        waits = {"kl": f"since {seen.step}"} if seen.step in (3, 4, 5) or seen.step >= 8 else {}
+        return Advice(dict(factors), {}, None, waits)
+
+
+def test_what_is_waited_for_is_told_once_and_so_is_its_end() -> None:
+    out, state = Noted(), None
+    for begin in (0, 4):  # with a checkpoint in the middle of a wait
+        treatment = Treatment(Patient(), out)  # type: ignore[arg-type]
+        treatment.weigh({"kl": 1.0})
+        if state is not None:
+            treatment.load_state_dict(state)
+        for step in range(begin, 4 if begin == 0 else 12):
+            treatment.learn(step, {"grad/kl": 1.0, "loss/kl": 1.0}, {"kl": "kl"})
+        state = json.loads(json.dumps(treatment.state_dict()))
+    told = [(event["kind"], event["loss"], event.get("reason")) for event in out.told]
+    waits, waited = ("balance_waits", "kl"), ("balance_waited", "kl", None)
+    assert told == [(*waits, "since 3"), waited, (*waits, "since 8")]
+    assert str(out.told[0]["message"]) == "patient leaves a weight as it is: since 3"
+
+
 def test_where_going_back_hurts_too_only_the_weights_of_the_script_are_left() -> None:
     """Factors of a moment can be as bad as the ones they were replaced with."""
     out = Noted()

@@ -14,6 +14,7 @@ import pytest
 
 from lossdoctor.diagnose import Diagnosis, diagnose
 from lossdoctor.record import Record, Series
+from lossdoctor.report.receipts import standing
 from lossdoctor.rules import RunView
 from lossdoctor.rules.bal801_ratio_out_of_band import RatioOutOfBand
 from lossdoctor.rules.bal802_balancer_stopped import BalancerStopped
@@ -202,6 +203,26 @@ def test_a_balancer_that_stopped_is_told_with_its_reason() -> None:
     assert "dino is at the limit" in own.message.text("zh-CN"), "a sentence of its own is told as it is"
     assert asked(BalancerStopped(), balanced(healthy()), change(100)).clear == ("BAL802",)
     assert reason(asked(BalancerStopped(), healthy()))[0] == "skip.not_balanced"
+
+
+def test_a_loss_that_is_still_waited_for_is_told_at_the_end_in_both_languages() -> None:
+    facts = {"loss": "kl", "ratio": 0.01, "anchor": "flow", "low": 0.1, "high": 0.3, "nats": 0.04, "knows": 1.0}
+    waits = {"kind": "balance_waits", "step": 130, "balancer": "ratio", "loss": "kl", "reason": "it is weak"}
+    waited = {"kind": "balance_waited", "step": 200, "balancer": "ratio", "loss": "kl"}
+    why = {"why": {"code": "waits", "params": facts}}
+
+    def told(lang: str, *events: dict[str, Any]) -> list[str]:
+        treated = RunView(recorded(healthy(), *events)).treated
+        assert treated is not None
+        return standing(treated, lang)
+
+    (english,) = told("en", waits | why)
+    assert english.startswith("Waiting since step 130: kl is weak (0.01 of flow even if its posterior knew 1 nat")
+    assert "后验现在只知道 0.04 nat" in told("zh-CN", waits | why)[0]
+    assert told("zh-CN", waits) == ["自第 130 步起等待：it is weak。"], "a sentence of its own is told as it is"
+    assert told("en", waits | why, waited) == []
+    stopped = {"kind": "balance_stopped", "step": 300, "balancer": "ratio", "reason": "enough"}
+    assert told("en", waits | why, stopped) == ["Stopped at step 300: enough."]
 
 
 # The parts

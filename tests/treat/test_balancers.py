@@ -286,6 +286,47 @@ def test_the_kl_of_a_posterior_at_its_prior_is_not_raised(nats: float, raised: b
     assert factors["kl"] < 1, "but lowered it is"
 
 
+def test_a_kl_that_holds_its_posterior_at_the_prior_is_lowered_although_it_looks_weak() -> None:
+    """Of a Gaussian, the gradient of the KL by mu is mu: as long as the root of twice the KL."""
+    for mu in (0.02, 0.2, 2.0):
+        one, nats = RatioController(warmup=0), mu**2 / 2
+        advice = one.advise(seen(of_norms(1, 1, mu), [1.0, 0.3, 0.5], nats=nats), {})
+        at_a_nat = 0.5 * mu / math.sqrt(min(nats, 1.0))
+        assert advice.factors["kl"] == pytest.approx(math.sqrt(0.03) / at_a_nat)
+        assert ("knew 1 nat" in advice.reasons["kl"]) == (nats < 1)
+        assert advice.factors["dino"] == 1.0
+    rounding = RatioController(warmup=0).advise(seen(of_norms(1, 1, 1e-9), [1.0, 0.3, 0.5], nats=-1e-12), {})
+    assert rounding.factors["kl"] == 1.0
+
+
+def test_what_was_too_strong_is_lowered_to_the_middle_of_its_band_and_then_left_alone() -> None:
+    """The edge of the band is far from the right weight where the ratio hardly follows it."""
+    one, factors, noise = RatioController(bands={"kl": (0.1, 0.3)}, warmup=0), dict.fromkeys(NAMES, 1.0), None
+    noise, found = np.random.default_rng(0), []
+    for step in range(60):
+        weight = 10.0 * factors["kl"]
+        ratio = math.sqrt(0.03) * weight**0.4 * math.exp(0.15 * noise.normal())
+        factors = one.advise(seen(of_norms(1, 1, ratio / weight), [1.0, 0.3, 10.0], step=step), factors).factors
+        found.append(weight)
+    assert 0.5 < found[-1] < 1.3, "at 2.5 times the weight the ratio is inside already"
+    assert len(set(found[-30:])) == 1
+
+
+def test_a_kl_that_is_waited_for_is_told_and_why() -> None:
+    one, factors, told = RatioController(), dict.fromkeys(NAMES, 1.0), []
+    for step in range(20):
+        if step == 14:
+            state, one = json.loads(json.dumps(one.state_dict())), RatioController()
+            one.load_state_dict(state)
+        nats = 0.04 if step < 17 else 4.0
+        advice = one.advise(seen(of_norms(1, 1, 1), [1.0, 0.3, 0.002], step=step, nats=nats), factors)
+        factors = advice.factors
+        told.append(dict(advice.waits))
+    assert [step for step, waits in enumerate(told) if waits] == list(range(11, 17))
+    assert told[11]["kl"].startswith("kl is weak (0.01 of flow even if its posterior knew 1 nat of a sample")
+    assert factors["kl"] > 1, "and raised then"
+
+
 def test_too_strong_a_loss_is_lowered_for_as_long_as_it_takes() -> None:
     """A KL that holds its posterior down is about as strong as what it holds, whatever its weight."""
     one, factors = RatioController(), {**dict.fromkeys(NAMES, 1.0)}

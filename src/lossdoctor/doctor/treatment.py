@@ -56,6 +56,7 @@ class Treatment:
     _why: dict[str, str] = field(default_factory=dict)
     _open: _Change | None = None
     _seen: dict[str, deque[float]] = field(default_factory=dict)
+    _waits: set[str] = field(default_factory=set)
 
     def weigh(self, weights: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
         """The script's weights times the factors in use."""
@@ -101,6 +102,7 @@ class Treatment:
         if advice.stopped is not None:
             self._stop(advice.stopped, after)
             return
+        self._wait(advice.waits)
         self._receipt(seen, advice.reasons)
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Treatment:
             "told": dict(self._told),
             "open": None if self._open is None else asdict(self._open),
             "seen": {name: list(values) for name, values in self._seen.items()},
+            "waits": sorted(self._waits),
             "balancer": self.balancer.state_dict(),
         }
 
@@ -121,6 +124,7 @@ class Treatment:
         self._told, self.fresh = dict(state["told"]), False
         self._open = None if state["open"] is None else _Change(**state["open"])
         self._seen = {name: deque(values, maxlen=JUDGED_AFTER) for name, values in state["seen"].items()}
+        self._waits = set(state.get("waits", ()))
         self.balancer.load_state_dict(state["balancer"])
 
     def readings(self, step: int) -> dict[str, float]:
@@ -187,6 +191,19 @@ class Treatment:
         self._open = None if again or change.before == own else _Change(own, last, seen.step)
         self._stop(reason("rolled_back", losses=", ".join(hurt), worse=WORSE), self.factors)
         return True
+
+    def _wait(self, waits: Mapping[str, str]) -> None:
+        """Tell once of each loss that is waited for, and once when it is not any more."""
+        name = self.balancer.name
+        for loss in sorted(waits.keys() - self._waits):
+            why = waits[loss]
+            told = {"loss": loss, "reason": str(why), "why": as_data(why)}
+            message = reason("told.waits", balancer=name, reason=str(why))
+            self.out.event("balance_waits", balancer=name, **told, message=message)
+        for loss in sorted(self._waits - waits.keys()):
+            message = reason("told.waited", balancer=name, loss=loss)
+            self.out.event("balance_waited", balancer=name, loss=loss, message=message)
+        self._waits = set(waits)
 
     def _stop(self, why: str, factors: Factors) -> None:
         self.off = str(why)

@@ -38,12 +38,12 @@ def rows(receipts: tuple[Receipt, ...], lang: str) -> list[Row]:
     return [_row(receipt, loss, lang) for receipt in receipts for loss in receipt.factors]
 
 
-def stopped(treated: Treated, lang: str) -> str | None:
-    """When and why nothing is changed any more."""
-    if treated.stopped is None:
-        return None
-    step, why = treated.stopped
-    return text("receipts.stopped", lang, step=step, reason=words(why, lang))
+def standing(treated: Treated, lang: str) -> list[str]:
+    """What holds at the end: when and why nothing is changed any more, or which losses are waited for, since when."""
+    if treated.stopped is not None:
+        step, why = treated.stopped
+        return [text("receipts.stopped", lang, step=step, reason=words(why, lang))]
+    return [text("receipts.waits", lang, step=step, reason=words(why, lang)) for step, why in treated.waits.values()]
 
 
 def _row(receipt: Receipt, loss: str, lang: str) -> Row:

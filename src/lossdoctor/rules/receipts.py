@@ -33,11 +33,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Treated:
-    """What was done to a run. stopped: the step, and why nothing is changed any more; None while it works."""
+    """What was done to a run. stopped: the step, and why nothing is changed any more; None while it works.
+
+    waits: loss to the step from which on it is left as it is although it should move, and why; those that still are.
+    """
 
     balancer: str
     receipts: tuple[Receipt, ...] = ()
     stopped: tuple[int, Message | str] | None = None
+    waits: Mapping[str, tuple[int, Message | str]] = field(default_factory=dict)
 
     def count(self, verdict: str | None) -> int:
         """The changes with this verdict."""
@@ -50,7 +54,7 @@ def treated(events: Iterable[Mapping[str, Any]], name: str | None = None) -> Tre
     name: of the balancer, where the run tells of one although it changed nothing.
     """
     receipts: list[Receipt] = []
-    stopped = None
+    stopped, waits = None, dict[str, tuple[int, Message | str]]()
     for event in events:
         match event.get("kind"):
             case "balance":
@@ -58,11 +62,15 @@ def treated(events: Iterable[Mapping[str, Any]], name: str | None = None) -> Tre
             case "balance_outcome" if receipts:
                 receipts[-1] = _judged(receipts[-1], event)
             case "balance_stopped":
-                stopped = (_step(event), _sentence(event.get("why"), event.get("reason")))
+                stopped = _since(event)
+            case "balance_waits":
+                waits[str(event.get("loss"))] = _since(event)
+            case "balance_waited":
+                waits.pop(str(event.get("loss")), None)
             case _:
                 continue
         name = str(event.get("balancer") or name or "?")
-    return None if name is None else Treated(name, tuple(receipts), stopped)
+    return None if name is None else Treated(name, tuple(receipts), stopped, waits)
 
 
 def words(told: Message | str, lang: str) -> str:
@@ -93,6 +101,7 @@ def to_json(one: Treated | None, lang: str) -> dict[str, Any] | None:
             for receipt in one.receipts
         ],
         "stopped": None if one.stopped is None else {"step": one.stopped[0], "reason": words(one.stopped[1], lang)},
+        "waits": {loss: {"step": step, "reason": words(why, lang)} for loss, (step, why) in one.waits.items()},
     }
 
 
@@ -118,6 +127,10 @@ def _judged(receipt: Receipt, event: Mapping[str, Any]) -> Receipt:
         measured=_pairs(event.get("losses_before"), event.get("losses_after")),
         hurt=tuple(str(loss) for loss in event.get("hurt") or ()),
     )
+
+
+def _since(event: Mapping[str, Any]) -> tuple[int, Message | str]:
+    return _step(event), _sentence(event.get("why"), event.get("reason"))
 
 
 def _sentence(data: Any, plain: Any) -> Message | str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lossdoctor.treat.measured import Measured
@@ -17,13 +17,15 @@ Factors = dict[str, float]
 class Advice:
     """factors: of every loss. reasons: loss to why its factor moves, for people; empty when nothing does.
 
-    stopped: why the balancer has given up, with the factors to stay at; None while it works. A sentence made by
-    `treat.reason` is told in every language, any other as it is.
+    stopped: why the balancer has given up, with the factors to stay at; None while it works. waits: loss to why it is
+    left as it is although it should move, for as long as that is so; told once. A sentence made by `treat.reason` is
+    told in every language, any other as it is.
     """
 
     factors: Factors
     reasons: Mapping[str, str]
     stopped: str | None = None
+    waits: Mapping[str, str] = field(default_factory=dict)
 
 
 class Balancer(ABC):

@@ -13,7 +13,10 @@ from lossdoctor.errors import UsageError, mismatch
 from lossdoctor.treat.balancer import Advice, Balancer
 from lossdoctor.treat.chase import Chase
 from lossdoctor.treat.measured import Matrix, Measured, state_of
+from lossdoctor.treat.place import Place
+from lossdoctor.treat.prior import KNOWS, at_prior, off_prior
 from lossdoctor.treat.reason import reason
+from lossdoctor.treat.way_back import WayBack
 
 BANDS: Mapping[str, tuple[float, float]] = {"distill": (0.2, 0.5), "kl": (0.1, 0.3)}
 """The method's: norm of the weighted gradient over that of the velocity's, by kind."""
@@ -22,9 +25,8 @@ _STUCK = 3
 _GROSS = 5.0
 """Times the top of its band, above which a loss is weakened before the first step: healthy ones begin at 2.4 times."""
 _SOON = 10
-"""Measurements within which a loss that gains on the anchor by itself must come into its band, to be waited for."""
-_KNOWS = 1.0
-"""Nats of a sample, the least that a posterior knows whose KL is raised."""
+"""Measurements within which a loss that gains on the anchor by itself must come into its band, to be waited for; and
+after which it is told that a KL is waited for."""
 
 
 @dataclass(slots=True)
@@ -37,12 +39,13 @@ class RatioController(Balancer):
     five times above its band is put into it before the first step is taken, by any factor.
 
     Inside its band a loss is left alone; one that is outside by the running mean and by the last measurement too, on
-    the same side, is moved to the band's geometric middle. Not raised is a loss that comes near by itself, or the KL of
-    a posterior that knows less than a nat of its sample: at its prior it has no gradient, and should not be held there.
-    Raises that the ratio does not follow are taken back, and that loss is only lowered from then on. It stops, and says
-    why, when a loss has no gradient, stays at its limit, or stays below its band after that. A loss that shares no
-    parameter with the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that
-    cannot be.
+    the same side, is moved to the band's geometric middle; a lowered one on until it has crossed it (`WayBack`). Not
+    raised is a loss that comes near by itself, or the KL of a posterior that knows less than a nat of its sample: at
+    its prior it has no gradient, and should not be held there. Whether such a KL is too strong is judged as if the
+    posterior knew a nat, and what is waited for longer than ten measurements is told (`Advice.waits`). Raises that the
+    ratio does not follow are taken back, and that loss is only lowered from then on. It stops, and says why, when a
+    loss has no gradient, stays at its limit, or stays below its band after that. A loss that shares no parameter with
+    the anchor (an inner product of exactly 0) is left alone. Raises UsageError for bands or limits that cannot be.
     """
 
     bands: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(BANDS))
@@ -59,6 +62,8 @@ class RatioController(Balancer):
     _seen: int = 0
     _stuck: dict[str, int] = field(default_factory=dict)
     _chases: dict[str, Chase] = field(default_factory=dict)
+    _ways: dict[str, WayBack] = field(default_factory=dict)
+    _waited: dict[str, int] = field(default_factory=dict)
     _stopped: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,35 +101,61 @@ class RatioController(Balancer):
         reasons: dict[str, str] = {}
         if self._seen <= self.warmup:
             return Advice(current, reasons)
-        mean, last = self._strengths(seen, current)
+        mean, last = self._strengths(off_prior(seen), current)
         meeting = self._meeting(seen, anchor)
         if not meeting and (banded := self._banded(seen, anchor)):
-            told = ", ".join(seen.names[i] for i in banded)
-            self._stopped = reason("apart", losses=told, anchor=seen.names[anchor])
+            losses = ", ".join(seen.names[i] for i in banded)
+            self._stopped = reason("apart", losses=losses, anchor=seen.names[anchor])
+        waits: dict[str, str] = {}
         for i in meeting:
             name, (low, high) = seen.names[i], self.bands[seen.kinds[i]]
-            ratio, now = (float(side[i] / side[anchor]) if side[anchor] > 0 else math.nan for side in (mean, last))
-            wanted = math.sqrt(low * high) / ratio if math.isfinite(ratio) and ratio > 0 else math.nan
-            # What the mean still remembers and the last measurement no longer sees is being made good already.
-            if not math.isnan(wanted) and not (max(ratio, now) < low or min(ratio, now) > high):
-                self._stuck.pop(name, None)
-                if name in self._chases and self._chases[name].over():
-                    del self._chases[name]
-                continue
-            if wanted > 1:
-                soon = math.log(now) + _SOON * float(rates[i]) if now > 0 else -math.inf
-                if soon > math.log(low) or (seen.kinds[i] == "kl" and seen.nats < _KNOWS):
-                    continue
-                if (back := self._in_vain(name, now, current[name])) is not None:
-                    current[name], reasons[name] = back
-                    continue
-            elif name in self._chases and self._chases[name].vain is None:
-                del self._chases[name]
-            moved = self._moved(name, current[name], wanted)
-            if moved != current[name]:
-                reasons[name] = reason("band", ratio=ratio, anchor=seen.names[anchor], low=low, high=high)
-                current[name] = moved
-        return Advice(current, reasons, self._stopped)
+            by_mean, by_last = (float(by[i] / by[anchor]) if by[anchor] > 0 else math.nan for by in (mean, last))
+            place = Place(name, seen.names[anchor], by_mean, by_last, low, high)
+            nats = seen.nats if seen.kinds[i] == "kl" and at_prior(seen) else None
+            if (change := self._change(place, current[name], float(rates[i]), nats)) is not None:
+                current[name], reasons[name] = change
+            elif self._waited.get(name, 0) > _SOON:
+                waits[name] = reason("waits", loss=name, **place.facts, nats=seen.nats, knows=KNOWS)
+        return Advice(current, reasons, self._stopped, waits)
+
+    def _change(self, place: Place, factor: float, rate: float, nats: float | None) -> tuple[float, str] | None:
+        """The factor of a loss from now on, and why; None where it is left as it is.
+
+        rate: what its gradient gains on the anchor's by itself. nats: what a posterior knows that is at its prior.
+        """
+        name, weak = place.loss, place.wanted > 1
+        further = not place.inside or self._goes_on(place)
+        waits = further and weak and nats is not None
+        self._waited[name] = self._waited.get(name, 0) + 1 if waits else 0
+        if not further:
+            self._settled(name)
+        if not further or waits or (weak and place.soon(rate, _SOON)):
+            return None
+        if weak and (back := self._in_vain(name, place.last, factor)) is not None:
+            self._ways.pop(name, None)
+            return back
+        moved = self._moved(place, factor)
+        if moved == factor:
+            return None
+        if nats is not None:
+            return moved, reason("off_prior", **place.facts, nats=nats, knows=KNOWS)
+        return moved, reason("middle" if place.inside else "band", **place.facts)
+
+    def _goes_on(self, place: Place) -> bool:
+        """Whether a loss inside its band is moved all the same."""
+        way = self._ways.get(place.loss)
+        if way is None:
+            return False
+        further = way.goes_on(place)
+        if way.over:
+            del self._ways[place.loss]
+        return further
+
+    def _settled(self, name: str) -> None:
+        """After a measurement inside the band that asks for nothing."""
+        self._stuck.pop(name, None)
+        if name in self._chases and self._chases[name].over():
+            del self._chases[name]
 
     def _banded(self, seen: Measured, anchor: int) -> list[int]:
         """The losses that have a band."""
@@ -164,16 +195,24 @@ class RatioController(Balancer):
         mean, last = (np.sqrt(np.clip(np.diagonal(gram), 0.0, None)) * scale for gram in (self._gram, seen.gram))
         return mean, last
 
-    def _moved(self, name: str, factor: float, wanted: float) -> float:
+    def _moved(self, place: Place, factor: float) -> float:
+        """The factor that is nearer to what is wanted; the same, and counted, where there is none."""
+        name, wanted, way = place.loss, place.wanted, self._ways.pop(place.loss, None)
+        if not wanted > 1 and name in self._chases and self._chases[name].vain is None:
+            del self._chases[name]
         if math.isnan(wanted):
             self._count(name, reason("no_gradient", loss=name))
             return factor
         step = min(max(wanted, 1 / self.slew), self.slew)
         moved = min(max(factor * step, 1 / self.limit), self.limit)
+        if moved == factor and place.inside:
+            return factor  # as near to the middle as the limit lets it
         if moved == factor:
             self._count(name, reason("at_limit", loss=name, factor=factor))
-        else:
-            self._stuck.pop(name, None)
+            return factor
+        self._stuck.pop(name, None)
+        if wanted < 1:
+            self._ways[name] = way if way is not None and place.inside else WayBack()
         return moved
 
     def _in_vain(self, name: str, ratio: float, factor: float) -> tuple[float, str] | None:
@@ -203,7 +242,9 @@ class RatioController(Balancer):
             "seen": self._seen,
         }
         chases = {name: asdict(chase) for name, chase in self._chases.items()}
-        return state_of({**told, "stuck": dict(self._stuck), "chases": chases, "stopped": self._stopped})
+        ways = {name: asdict(way) for name, way in self._ways.items()}
+        counted = {"stuck": dict(self._stuck), "waited": dict(self._waited)}
+        return state_of({**told, **counted, "chases": chases, "ways": ways, "stopped": self._stopped})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Balancer.load_state_dict`."""
@@ -212,3 +253,5 @@ class RatioController(Balancer):
         self._names, self._seen = tuple(state["names"]), int(state["seen"])
         self._stuck, self._stopped = dict(state["stuck"]), state["stopped"]
         self._chases = {name: Chase(**chase) for name, chase in state.get("chases", {}).items()}
+        self._ways = {name: WayBack(**way) for name, way in state.get("ways", {}).items()}
+        self._waited = dict(state.get("waited", {}))

@@ -7,7 +7,7 @@ import json
 from lossdoctor.messages import languages
 from lossdoctor.report.page.markup import each_language, element, say, table
 from lossdoctor.report.page.overview import chart
-from lossdoctor.report.receipts import COLUMNS, headline, rows, stopped
+from lossdoctor.report.receipts import COLUMNS, headline, rows, standing
 from lossdoctor.rules.receipts import Treated
 from lossdoctor.rules.view import RunView
 
@@ -18,14 +18,15 @@ MARKED = 200
 def treatment(view: RunView, treated: Treated) -> str:
     """Headline, chart and table."""
     parts = [element("p", each_language(lambda lang: headline(treated, lang)))]
-    if treated.stopped is not None:
-        parts.append(element("p", each_language(lambda lang: stopped(treated, lang) or ""), class_="verdict warning"))
+    for i in range(len(standing(treated, "en"))):
+        told = each_language(lambda lang, i=i: standing(treated, lang)[i])  # type: ignore[misc]
+        parts.append(element("p", told, class_="verdict warning"))
     parts.append(_weights(view, treated))
     if treated.receipts:
-        told = {lang: rows(treated.receipts, lang) for lang in languages()}
+        lines = {lang: rows(treated.receipts, lang) for lang in languages()}
         body = [
-            [each_language(lambda lang, i=i, column=column: getattr(told[lang][i], column)) for column in COLUMNS]  # type: ignore[misc]
-            for i in range(len(told["en"]))
+            [each_language(lambda lang, i=i, column=column: getattr(lines[lang][i], column)) for column in COLUMNS]  # type: ignore[misc]
+            for i in range(len(lines["en"]))
         ]
         parts.append(table([say(f"receipts.{column}") for column in COLUMNS], body, class_="receipts"))
         parts.append(element("p", say("receipts.note"), class_="quiet"))

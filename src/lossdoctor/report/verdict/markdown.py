@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
-from lossdoctor.report.receipts import COLUMNS, rows, stopped
+from lossdoctor.report.receipts import COLUMNS, rows, standing
 from lossdoctor.report.receipts import headline as headline_of
 from lossdoctor.report.verdict.wording import confirmation, extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
@@ -49,7 +49,7 @@ def _treated(treated: Treated, lang: str) -> Iterator[str]:
         for row in rows(treated.receipts, lang):
             yield f"| {' | '.join(_plain(getattr(row, column)) for column in COLUMNS)} |"
         yield from ("", text("receipts.note", lang), "")
-    if (told := stopped(treated, lang)) is not None:
+    for told in standing(treated, lang):
         yield from (_plain(told), "")
 
 

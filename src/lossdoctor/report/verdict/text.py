@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lossdoctor.diagnose import Diagnosis
 from lossdoctor.messages import text
-from lossdoctor.report.receipts import COLUMNS, rows, stopped
+from lossdoctor.report.receipts import COLUMNS, rows, standing
 from lossdoctor.report.receipts import headline as headline_of
 from lossdoctor.report.verdict.wording import confirmation, extent, follows, headline, proof, subject
 from lossdoctor.report.wording import visible
@@ -105,7 +105,7 @@ class Verdict:
                     yield Padding(Text(visible(f"{row.step} {row.loss}: {row.why}"), style="dim"), (0, 0, 0, 2))
             if shown:
                 yield Padding(Text(text("receipts.note", lang), style="dim"), (0, 0, 0, 2))
-        if (told := stopped(treated, lang)) is not None:
+        for told in standing(treated, lang):
             yield Padding(Text(visible(told), style="yellow"), (0, 0, 0, 2))
 
     def _others(self) -> Iterator[RenderableType]:
