@@ -131,6 +131,16 @@ def test_curves_arrive_as_they_were() -> None:
     np.testing.assert_array_equal(found["loss/flow"][1], run["loss/flow"].values.astype(np.float32))
 
 
+@pytest.mark.parametrize(("kl", "logarithmic"), [(60.0, True), (2.0, False), (-60.0, False)])
+def test_losses_of_unlike_size_are_drawn_on_a_logarithmic_axis(kl: float, logarithmic: bool) -> None:
+    writer = MemoryWriter({"losses": {"flow": "velocity", "kl": "kl"}})
+    for step in range(20):
+        writer.append([Record(step, {"loss/flow": 0.7, "loss/kl": kl, "loss/total": 1.3}, full=True)])
+    run = writer.run()
+    (figure,) = re.findall(r"<figure [^>]*loss/total[^>]*>", page(run, diagnose(run)).split('id="metrics"')[0])
+    assert ("data-log" in figure) == logarithmic
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 1999, 2001, 100_003])
 def test_thinning_keeps_ends_and_spikes(n: int) -> None:
     values = np.sin(np.arange(n) / 50)

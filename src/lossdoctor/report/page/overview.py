@@ -20,6 +20,10 @@ COLUMNS = 48
 """Cells along the steps of a run in the picture of the velocity error by time."""
 
 
+APART = 10.0
+"""Times the median of another loss, from which on losses are drawn on a logarithmic axis."""
+
+
 def chart(title: str, series: Sequence[str], *, log: bool = False, **marks: object) -> str:
     """A synced chart of some curves; the script of the page draws it. title is HTML already."""
     return element(
@@ -41,7 +45,7 @@ def _panels(view: RunView, digest: Digest) -> Iterator[str]:
     grids = {grid.code: grid for grid in digest.grids}
     losses = list(view.losses)
     families = {
-        "family.loss": [_some(view, "panel.losses", [f"loss/{name}" for name in (*losses, "total")])],
+        "family.loss": [_losses(view, [f"loss/{name}" for name in (*losses, "total")])],
         "family.gradient": [
             _some(view, "panel.strength", [*(f"grad_weighted/{name}" for name in losses), "grad/total"], log=True),
             _some(view, "panel.update", sorted(view.matching("step/<head>_update_ratio")), log=True),
@@ -77,6 +81,14 @@ def _some(view: RunView, key: str, names: Sequence[str], *, log: bool = False) -
     there = [name for name in names if len(view[name]) > 1]
     positive = all((view[name].finite.values > 0).any() for name in there)
     return chart(say(key), there, log=log and positive) if there else ""
+
+
+def _losses(view: RunView, names: Sequence[str]) -> str:
+    """Values of the losses; on a logarithmic axis where one would press the others to the ground."""
+    values = [found for name in names if len(found := view[name].finite.values) > 1]
+    sizes = [float(np.median(one)) for one in values]
+    unlike = bool(values) and min(one.min() for one in values) > 0 and max(sizes) > APART * min(sizes)
+    return _some(view, "panel.losses", names, log=unlike)
 
 
 def _entropies(view: RunView) -> str:
