@@ -47,13 +47,25 @@ PARTS = ("errors", "rules", "rules.fixes", "rules.view")
 
 
 def described(name: str, found: object) -> Iterator[str]:
-    """A line for a name with its signature, and one for each public thing a class has itself."""
+    """A line for a name with its signature, and one for each public thing a class has itself.
+
+    What it has from a base that its package does not offer under a name of its own is told as its own.
+    """
     if not isinstance(found, type):
         yield f"{name}{signature(found)}" if callable(found) else f"{name}: {type(found).__name__}"
         return
-    bases = ", ".join(base.__name__ for base in found.__bases__ if base is not object)
+    package = found.__module__.rpartition(".")[0]
+    hidden = [
+        base
+        for base in found.__mro__[1:]
+        if base.__module__ != found.__module__
+        and base.__module__.rpartition(".")[0] == package
+        and not hasattr(sys.modules[package], base.__name__)
+    ]
+    bases = ", ".join(base.__name__ for base in found.__bases__ if base is not object and base not in hidden)
     yield f"class {name}({bases}){signature(found) if '__init__' in vars(found) else ''}"
-    for own, value in sorted(vars(found).items()):
+    members = {own: value for base in (*reversed(hidden), found) for own, value in vars(base).items()}
+    for own, value in sorted(members.items()):
         if own.startswith("_"):
             continue
         if isinstance(value, property):
