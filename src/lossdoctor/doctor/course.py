@@ -183,10 +183,9 @@ class Course:
 
     def listening(self, what: str) -> Examination | None:
         """The examination that wants tensors of this kind now; tensors of an evaluation (no_grad) are not for it."""
-        if self._stepped and not self.closed:
-            self._close_step()
-        if self.examination is None or self.closed:  # most steps
+        if self.closed:
             return None
+        self.new_step_if_stepped()
         return self.examination if what not in self._out.off and torch.is_grad_enabled() else None
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

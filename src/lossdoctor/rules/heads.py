@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from lossdoctor.kinds import guess_kind
 from lossdoctor.rules.view import RunView
 
@@ -17,8 +19,7 @@ _WORDS = {
 
 def kind_of_head(head: str) -> str | None:
     """The kind of loss that a head's name stands for; None when it stands for none, or for several."""
-    words = "".join(c if c.isalnum() else " " for c in head.lower()).split()
-    kinds = {kind for kind, known in _WORDS.items() if any(word in known for word in words)}
+    kinds = {kind for kind, known in _WORDS.items() if _has(head, known)}
     guessed = guess_kind(head)
     kinds |= {guessed} if guessed != "other" else set()
     return kinds.pop() if len(kinds) == 1 else None
@@ -31,5 +32,10 @@ def heads_of(run: RunView, kind: str) -> tuple[str, ...]:
 
 def is_last_part(head: str) -> bool:
     """Whether a head's name says that it is the last part of a network, and not a network: flow_head, projector."""
+    return _has(head, _LAST)
+
+
+def _has(head: str, known: Collection[str]) -> bool:
+    """Whether one of these is a whole word of the name."""
     words = "".join(c if c.isalnum() else " " for c in head.lower()).split()
-    return any(word in _LAST for word in words)
+    return any(word in known for word in words)

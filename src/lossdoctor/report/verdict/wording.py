@@ -60,7 +60,7 @@ def confirmation(finding: Finding, lang: str) -> str:
     try:
         parse(told)
     except UsageError:
-        return visible(told)
+        return told
     return f"lossdoctor ablate --arms {shlex.quote(told)} -- python train.py"
 
 
